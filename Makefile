@@ -1,0 +1,30 @@
+# Two commands set everything up: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test lint check clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.installed  ## edit examples/clip.mp4 with the small checkpoint, on the CPU
+	$(BIN)/kiwi edit examples/clip.mp4 "make it snowy" --model examples/checkpoint \
+	  --steps 4 --size 256x160 --device cpu --overwrite -o demo.mp4
+	@echo "The result is at $(CURDIR)/demo.mp4"
+
+test: $(VENV)/.installed  ## the fast tests
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.installed  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test
+
+clean:
+	rm -rf $(VENV) demo.mp4 build src/*.egg-info
