@@ -1,0 +1,206 @@
+"""The released Kiwi-Edit layout: a folder of parts -> the modules of a pipeline.
+
+    model_index.json  transformer/  vae/  mllm_encoder/  source_embedder/  ref_embedder/  scheduler/  processor/
+
+Modules are built on `meta`, so nothing is allocated twice, and filled strictly. Every size comes from the
+configs and the tensors: nothing here says 5B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKLWan
+from transformers import AutoTokenizer
+
+from kiwi_cli import vae as wan_vae
+from kiwi_cli.errors import CheckpointError
+from kiwi_cli.mllm import KiwiInstructionEncoder, rename_qwen_key
+from kiwi_cli.sampling import SHIFT
+from kiwi_cli.transformer import UNUSED_PREFIX, ConditionEmbedder, KiwiTransformer3DModel
+from kiwi_cli.weights import RELAYOUT_HINT, TensorFiles, fill, read_json
+
+PIPELINE_CLASS = "KiwiEditPipeline"
+STEM = "diffusion_pytorch_model"
+
+# The transformer's modules that keep fp32 at every compute precision, as the library declares them.
+_FP32_LAYERS = tuple(KiwiTransformer3DModel._keep_in_fp32_modules)
+
+
+@dataclass
+class Parts:
+    """The modules of one checkpoint.
+
+    Attributes:
+        references_first: where the reference tokens go (`ref_pad_first`).
+        shift: of the flow-matching schedule.
+    """
+
+    transformer: KiwiTransformer3DModel
+    vae: AutoencoderKLWan
+    mllm_encoder: KiwiInstructionEncoder
+    source_embedder: ConditionEmbedder
+    ref_embedder: ConditionEmbedder
+    tokenizer: Any
+    colour: dict[str, Any]
+    references_first: bool
+    shift: float
+
+
+def check_layout(folder: Path) -> None:
+    """That a folder is a Kiwi-Edit checkpoint, by its index alone.
+
+    Raises:
+        CheckpointError: no `model_index.json`, or one of another pipeline.
+    """
+    name = read_json(folder / "model_index.json").get("_class_name")
+    found = name[-1] if isinstance(name, list) and name else name
+    if found not in (PIPELINE_CLASS, "KiwiPipeline"):
+        raise CheckpointError(
+            f"'{folder}' holds another kind of model: '{found}'", f"{RELAYOUT_HINT} ({PIPELINE_CLASS})"
+        )
+
+
+def parameter_count(folder: Path) -> int:
+    """Number of stored parameters, from the headers."""
+    names = (
+        ("transformer", STEM),
+        ("vae", STEM),
+        ("mllm_encoder", "model"),
+    )
+    total = 0
+    for part, stem in names:
+        for shape in TensorFiles.open(folder / part, stem).shapes.values():
+            total += int(torch.Size(shape).numel())
+    return total
+
+
+def load_parts(folder: Path, dtype: torch.dtype, device: torch.device | str) -> Parts:
+    """Load a folder in the released layout.
+
+    Args:
+        folder: the checkpoint.
+        dtype: compute precision. The VAE's encoder and the layers the library keeps in fp32 stay fp32.
+        device: where the weights go.
+
+    Raises:
+        CheckpointError: a folder that is no checkpoint, or one with broken or mismatched parts.
+    """
+    check_layout(folder)
+    ref_config = read_json(folder / "ref_embedder/config.json")
+    scheduler = read_json(folder / "scheduler/scheduler_config.json")
+    tokenizer, colour = _load_processor(folder / "processor")
+    parts = Parts(
+        transformer=_load_transformer(folder / "transformer", dtype, device),
+        vae=_load_vae(folder / "vae", dtype, device),
+        mllm_encoder=_load_mllm(folder, dtype, device),
+        source_embedder=_load_embedder(folder / "source_embedder", dtype, device),
+        ref_embedder=_load_embedder(folder / "ref_embedder", dtype, device),
+        tokenizer=tokenizer,
+        colour=colour,
+        references_first=bool(ref_config.get("ref_pad_first", False)),
+        shift=float(scheduler.get("shift", SHIFT)),
+    )
+    _check_fit(parts, folder)
+    return parts
+
+
+def build(cls: Any, config: dict[str, Any], source: Path) -> Any:
+    """A module on `meta` from a config; its buffers (rotary tables) are real.
+
+    Raises:
+        CheckpointError: a config the class cannot be built from.
+    """
+    settings = {key: value for key, value in config.items() if not key.startswith("_")}
+    try:
+        with init_empty_weights(include_buffers=False):
+            return cls.from_config(settings)
+    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, RuntimeError) as error:
+        raise CheckpointError(f"'{source}' does not describe a {cls.__name__}: {error}", RELAYOUT_HINT) from error
+
+
+def _load_transformer(folder: Path, dtype: torch.dtype, device: torch.device | str) -> KiwiTransformer3DModel:
+    model = build(KiwiTransformer3DModel, read_json(folder / "config.json"), folder / "config.json")
+
+    def precision(key: str) -> torch.dtype:
+        kept = any(layer in key.split(".") for layer in _FP32_LAYERS)
+        return torch.float32 if kept else dtype
+
+    files = TensorFiles.open(folder, STEM)
+    fill(model, [files], unused=(UNUSED_PREFIX,), dtype=precision, device=device)
+    return model
+
+
+def _load_vae(folder: Path, dtype: torch.dtype, device: torch.device | str) -> AutoencoderKLWan:
+    config = read_json(folder / "config.json")
+    files = TensorFiles.open(folder, STEM)
+    native = wan_vae.native_config(config, files.shapes)
+    model = build(AutoencoderKLWan, native, folder / "config.json")
+
+    # The source's latents steer every step, so they are encoded in fp32; the decoder follows the request.
+    def precision(key: str) -> torch.dtype:
+        return torch.float32 if key.startswith(("encoder.", "quant_conv.")) else dtype
+
+    def rename(key: str) -> str:
+        return wan_vae.rename_key(key, native["num_res_blocks"])
+
+    fill(model, [files], rename=rename, dtype=precision, device=device)
+    return model
+
+
+def _load_mllm(folder: Path, dtype: torch.dtype, device: torch.device | str) -> KiwiInstructionEncoder:
+    part = folder / "mllm_encoder"
+    config = {key: value for key, value in read_json(part / "config.json").items() if key != "mllm_model_path"}
+    config["qwen_config"] = read_json(folder / "processor/qwen_config.json")
+    model = build(KiwiInstructionEncoder, config, part / "config.json")
+    files = [TensorFiles.open(part, "model"), TensorFiles.open(part, STEM)]
+    fill(model, files, rename=rename_qwen_key, dtype=lambda _: dtype, device=device)
+    return model
+
+
+def _load_embedder(folder: Path, dtype: torch.dtype, device: torch.device | str) -> ConditionEmbedder:
+    model = build(ConditionEmbedder, read_json(folder / "config.json"), folder / "config.json")
+    fill(model, [TensorFiles.open(folder, STEM)], dtype=lambda _: dtype, device=device)
+    return model
+
+
+def _load_processor(folder: Path) -> tuple[Any, dict[str, Any]]:
+    preprocessor = read_json(folder / "preprocessor_config.json")
+    colour = {
+        ours: tuple(preprocessor[theirs])
+        for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))
+        if theirs in preprocessor
+    }
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the library raises whatever its parsers raise
+        raise CheckpointError(f"cannot load the tokenizer in '{folder}': {error}", "fetch it again") from error
+    if not tokenizer.chat_template:
+        template = folder / "chat_template.json"
+        tokenizer.chat_template = read_json(template).get("chat_template")
+    return tokenizer, colour
+
+
+def _check_fit(parts: Parts, folder: Path) -> None:
+    """Parts that load alone may still not belong together: compare the widths at their seams."""
+    width = parts.transformer.config.num_attention_heads * parts.transformer.config.attention_head_dim
+    channels = parts.transformer.config.in_channels
+    seams: list[tuple[str, Callable[[], int], int]] = [
+        ("mllm_encoder dit_dim", lambda: parts.mllm_encoder.config.dit_dim, width),
+        ("source_embedder dim", lambda: parts.source_embedder.config.dim, width),
+        ("ref_embedder dim", lambda: parts.ref_embedder.config.dim, width),
+        ("source_embedder in_dim", lambda: parts.source_embedder.config.in_dim, channels),
+        ("ref_embedder in_dim", lambda: parts.ref_embedder.config.in_dim, channels),
+        ("vae z_dim", lambda: parts.vae.config.z_dim, channels),
+    ]
+    for name, value, wanted in seams:
+        if value() != wanted:
+            raise CheckpointError(
+                f"the parts of '{folder}' do not fit: {name} is {value()}, the transformer needs {wanted}",
+                "fetch the checkpoint again",
+            )

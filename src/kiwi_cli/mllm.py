@@ -1,0 +1,135 @@
+"""Instruction encoder: instruction, source frames and reference picture -> context tokens for the transformer.
+
+Qwen2.5-VL reads the prompt once, without generating. Learnable queries stand in it as placeholders; what the
+last layer holds at their place, projected by a connector, is the context (paper section 3.1).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from torch import nn
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
+
+from kiwi_cli.mllm_inputs import MLLMInputs, Mode, PixelBounds, VisionGeometry
+
+QWEN_RENAMES = (("visual.", "qwen.visual."), ("model.", "qwen.language_model."))
+"""Key prefixes of the released Qwen shards -> ours. `lm_head` is tied and absent, and not needed."""
+
+
+def rename_qwen_key(key: str) -> str:
+    """Released shard key -> key of `KiwiInstructionEncoder`."""
+    for released, ours in QWEN_RENAMES:
+        if key.startswith(released):
+            return ours + key[len(released) :]
+    return key
+
+
+def _connector(width_in: int, width_out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width_in, width_out), nn.GELU(approximate="tanh"), nn.Linear(width_out, width_out))
+
+
+class KiwiInstructionEncoder(ModelMixin, ConfigMixin):
+    """Qwen2.5-VL without its language head, three sets of queries and two connectors.
+
+    One module whose work happens in `forward`, because the library's offload hooks fire only there.
+
+    Args:
+        qwen_config: Qwen2.5-VL's own config (`processor/qwen_config.json` in the released layout).
+        dit_dim: width of the context tokens.
+        hidden_size: width of the language model.
+        num_image_queries, num_video_queries, num_ref_queries: learnable queries for each mode.
+        max_object_token: largest number of vision tokens of the reference picture.
+        max_frames, max_pixels_per_frame: limits on the source frames it is shown.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        qwen_config: dict[str, Any],
+        dit_dim: int = 3072,
+        hidden_size: int = 2048,
+        num_image_queries: int = 256,
+        num_video_queries: int = 512,
+        num_ref_queries: int = 768,
+        max_object_token: int = 768,
+        max_frames: int = 16,
+        max_pixels_per_frame: int = 262144,
+    ) -> None:
+        super().__init__()
+        config = Qwen2_5_VLConfig(**qwen_config)
+        config.text_config.use_cache = False
+        self.qwen = Qwen2_5_VLModel._from_config(config)
+        self.image_queries = nn.Parameter(torch.randn(num_image_queries, hidden_size) * 0.02)
+        self.video_queries = nn.Parameter(torch.randn(num_video_queries, hidden_size) * 0.02)
+        self.ref_queries = nn.Parameter(torch.randn(num_ref_queries, hidden_size) * 0.02)
+        self.connector = _connector(hidden_size, dit_dim)
+        self.ref_connector = _connector(hidden_size, dit_dim)
+
+    @property
+    def query_counts(self) -> dict[Mode, int]:
+        """Number of queries for each mode."""
+        return {mode: len(queries) for mode, queries in self._queries().items()}
+
+    @property
+    def bounds(self) -> PixelBounds:
+        """Limits on what the language model is shown."""
+        return PixelBounds(self.config.max_frames, self.config.max_pixels_per_frame, self.config.max_object_token)
+
+    def geometry(self, **colour: Any) -> VisionGeometry:
+        """Patch sizes of the vision tower; `mean` and `std` of its input may be given."""
+        vision = self.qwen.config.vision_config
+        return VisionGeometry(
+            vision.patch_size,
+            vision.temporal_patch_size,
+            vision.spatial_merge_size,
+            vision.tokens_per_second,
+            **colour,
+        )
+
+    def _queries(self) -> dict[Mode, nn.Parameter]:
+        return {"image": self.image_queries, "video": self.video_queries, "reference": self.ref_queries}
+
+    def forward(self, inputs: MLLMInputs, query_token: int, vision_start: int, vision_end: int) -> torch.Tensor:
+        """Context tokens of one prompt.
+
+        Args:
+            inputs: as `InputBuilder` makes them, on this module's device.
+            query_token, vision_start, vision_end: token ids.
+
+        Returns:
+            (1, N, dit_dim): N queries; in reference mode the reference picture's tokens come before them.
+        """
+        ids = inputs.input_ids
+        embeds = self.qwen.get_input_embeddings()(ids)
+        if inputs.pixel_values_videos is not None:
+            features = self.qwen.get_video_features(inputs.pixel_values_videos, inputs.video_grid_thw)
+            embeds = self._fill(embeds, ids == self.qwen.config.video_token_id, features.pooler_output)
+        if inputs.pixel_values is not None:
+            features = self.qwen.get_image_features(inputs.pixel_values, inputs.image_grid_thw)
+            embeds = self._fill(embeds, ids == self.qwen.config.image_token_id, features.pooler_output)
+        queries = self._queries()[inputs.mode]
+        embeds = self._fill(embeds, ids == query_token, [queries])
+
+        # After the final norm; no cache, no language head, no hidden states of other layers kept.
+        hidden = self.qwen.language_model(
+            inputs_embeds=embeds, position_ids=inputs.position_ids, use_cache=False
+        ).last_hidden_state
+
+        # The last N positions: the chat template ends the turn with two more tokens, so the window starts two
+        # placeholders late and ends on those. The model was trained this way.
+        context = self.connector(hidden[:, -len(queries) :])
+        if inputs.mode == "reference":
+            start = int((ids[0] == vision_start).nonzero()[-1]) + 1
+            end = int((ids[0] == vision_end).nonzero()[-1])
+            context = torch.cat([self.ref_connector(hidden[:, start:end]), context], dim=1)
+        return context
+
+    @staticmethod
+    def _fill(embeds: torch.Tensor, where: torch.Tensor, rows: Any) -> torch.Tensor:
+        values = torch.cat(list(rows)).to(embeds.dtype)
+        assert int(where.sum()) == len(values), "placeholders and features differ in number"
+        return embeds.masked_scatter(where[..., None], values)

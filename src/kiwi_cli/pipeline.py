@@ -1,0 +1,331 @@
+"""KiwiPipeline: an edit as five steps. Read this first.
+
+    context  = encode_instruction(frames, instruction, references)   # mllm.py
+    source   = encode_source(frames)                                 # vae.py
+    noise    = make_noise(source.shape, seed)                        # sampling.py
+    latents  = denoise(noise, context, source, references)           # sampling.py, transformer.py
+    frames   = decode(latents)                                       # vae.py
+
+Reference edits are the same call with pictures: there is no second pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, DiffusionPipeline
+from PIL import Image, ImageOps
+
+from kiwi_cli import checkpoint, sampling
+from kiwi_cli import vae as wan_vae
+from kiwi_cli.devices import choose_device, choose_dtype
+from kiwi_cli.errors import UsageError
+from kiwi_cli.mllm import KiwiInstructionEncoder
+from kiwi_cli.mllm_inputs import QUERY_TOKEN, VISION_END, VISION_START, InputBuilder, flatten_alpha
+from kiwi_cli.transformer import ConditionEmbedder, KiwiTransformer3DModel
+from kiwi_cli.weights import locate
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total): stages 'instruction', 'encode', 'denoise', 'decode'; counted in calls of the
+language model, latent frames, steps and latent frames."""
+
+Output = Literal["frames", "latents", "stream"]
+
+
+class KiwiPipeline(DiffusionPipeline):
+    """Kiwi-Edit as one object; the library's offload, LoRA, caches and quantisation work on its parts.
+
+    Args:
+        transformer, vae, mllm_encoder, source_embedder, ref_embedder: the model's parts.
+        tokenizer: Qwen2.5-VL's, with its chat template.
+        colour: `mean` and `std` of the vision tower's input, three values each.
+        references_first: reference tokens before the video's (`ref_pad_first` of the checkpoint).
+        shift: of the schedule.
+    """
+
+    model_cpu_offload_seq = "mllm_encoder->transformer->vae"
+
+    def __init__(
+        self,
+        transformer: KiwiTransformer3DModel,
+        vae: AutoencoderKLWan,
+        mllm_encoder: KiwiInstructionEncoder,
+        source_embedder: ConditionEmbedder,
+        ref_embedder: ConditionEmbedder,
+        tokenizer: Any,
+        colour: dict[str, Any] | None = None,
+        references_first: bool = False,
+        shift: float = sampling.SHIFT,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            transformer=transformer,
+            vae=vae,
+            mllm_encoder=mllm_encoder,
+            source_embedder=source_embedder,
+            ref_embedder=ref_embedder,
+            tokenizer=tokenizer,
+        )
+        self.register_to_config(references_first=references_first, shift=shift)
+        self.inputs = InputBuilder(
+            tokenizer,
+            mllm_encoder.query_counts,
+            mllm_encoder.geometry(**(colour or {})),
+            mllm_encoder.bounds,
+        )
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, name_or_path: str, device: str = "auto", dtype: str | torch.dtype = "auto"
+    ) -> KiwiPipeline:
+        """Load a checkpoint in the released layout.
+
+        Args:
+            name_or_path: a variant's name ('instruct-reference'), a Hub id or a folder.
+            device: 'cuda', 'cuda:1', 'cpu', 'mps'; 'auto' takes the accelerator there is, else the CPU.
+            dtype: 'bfloat16', 'float16' or 'float32'; 'auto' is bfloat16 on an accelerator, float32 on the CPU.
+
+        Raises:
+            CheckpointError: not found, broken, or of another model.
+            DeviceError: a device that is not there.
+        """
+        folder = locate(str(name_or_path))
+        place = choose_device(device)
+        parts = checkpoint.load_parts(folder, choose_dtype(dtype, place), place)
+        return cls(**vars(parts))
+
+    # -- shapes ---------------------------------------------------------------------------------------------
+
+    @property
+    def size_multiple(self) -> int:
+        """What H and W must be multiples of: the VAE's reduction times the transformer's patch (32)."""
+        return self.vae.config.scale_factor_spatial * self.transformer.config.patch_size[1]
+
+    @property
+    def frames_per_latent(self) -> int:
+        """Frames a latent frame covers, after the first (4)."""
+        return self.vae.config.scale_factor_temporal
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Precision of the transformer's work."""
+        return self.transformer.patch_embedding.weight.dtype
+
+    # -- one edit -------------------------------------------------------------------------------------------
+
+    @overload
+    def __call__(
+        self, frames: np.ndarray, instruction: str, *, output: Literal["frames"] = ..., **kw: Any
+    ) -> np.ndarray: ...
+    @overload
+    def __call__(
+        self, frames: np.ndarray, instruction: str, *, output: Literal["latents"], **kw: Any
+    ) -> torch.Tensor: ...
+    @overload
+    def __call__(
+        self, frames: np.ndarray, instruction: str, *, output: Literal["stream"], **kw: Any
+    ) -> Iterator[np.ndarray]: ...
+
+    def __call__(
+        self,
+        frames: np.ndarray,
+        instruction: str,
+        references: Sequence[Image.Image | np.ndarray] = (),
+        *,
+        steps: int = 50,
+        seed: int = 0,
+        sigma_min: float = sampling.SIGMA_MIN,
+        output: Output = "frames",
+        progress: Progress | None = None,
+    ) -> Any:
+        """Edit a clip, or a picture (one frame).
+
+        Args:
+            frames: (F, H, W, 3) uint8 RGB; H and W multiples of 32, F any number from 1.
+            instruction: what to change.
+            references: pictures of any size; the first also reaches the language model.
+            steps: denoising steps, at least 1.
+            seed: of the noise, from 0 to 2**64 - 1.
+            sigma_min: end of the unwarped schedule; 0 for the published benchmark runs.
+            output: 'frames' (F, H, W, 3) uint8; 'latents' (1, C, T, h, w) fp32; 'stream' an iterator over
+                (f, H, W, 3) uint8 in order, decoded as it is consumed.
+            progress: called after each piece of work.
+
+        Raises:
+            UsageError: frames, steps, seed, instruction or references that cannot be used.
+        """
+        self._check(frames, steps, seed, output)
+        pictures = [as_picture(reference) for reference in references]
+        report: Progress = progress or (lambda stage, done, total: None)
+
+        context = self.encode_instruction(frames, instruction, pictures)
+        report("instruction", 1, 1)
+        source = self.encode_source(frames, report)
+        height, width = frames.shape[1:3]
+        reference = self.encode_references(pictures, width, height) if pictures else None
+        noise = self.make_noise(source.shape, seed)
+        latents = self.denoise(noise, context, source, reference, steps, sigma_min, report)
+        if output == "latents":
+            return latents
+        stream = self.decode(latents, len(frames), report)
+        return stream if output == "stream" else np.concatenate(list(stream))
+
+    @torch.no_grad()
+    def encode_instruction(
+        self, frames: np.ndarray, instruction: str, references: Sequence[Image.Image] = ()
+    ) -> torch.Tensor:
+        """Frames (F, H, W, 3) uint8, text and pictures -> context tokens (1, N, D) in compute precision."""
+        inputs = self.inputs(frames, instruction, references)
+        ids = [self.inputs.token_id(token) for token in (QUERY_TOKEN, VISION_START, VISION_END)]
+        with self._on_device("mllm_encoder") as device:
+            return self.mllm_encoder(inputs.to(device), *ids)
+
+    @torch.no_grad()
+    def encode_source(self, frames: np.ndarray, progress: Progress | None = None) -> torch.Tensor:
+        """Frames (F, H, W, 3) uint8 -> normalised latents (1, C, T, h, w) fp32, T = 1 + ceil((F - 1) / 4).
+
+        The last frame is repeated until the count is 4k + 1.
+        """
+        chunks = list(chunk_frames(frames, self.frames_per_latent))
+        latents = []
+        with self._on_device("vae"):
+            for latent in wan_vae.encode_stream(self.vae, (to_pixels(chunk) for chunk in chunks)):
+                latents.append(latent)
+                if progress is not None:
+                    progress("encode", len(latents), len(chunks))
+        return torch.cat(latents, dim=2)
+
+    @torch.no_grad()
+    def encode_references(self, references: Sequence[Image.Image], width: int, height: int) -> torch.Tensor:
+        """Pictures -> latents (1, C, R, h, w) fp32, each fitted into the frame on white and encoded alone."""
+        frames = [np.asarray(fit_on_white(picture, width, height))[None] for picture in references]
+        return torch.cat([self.encode_source(frame) for frame in frames], dim=2)
+
+    @staticmethod
+    def make_noise(shape: Sequence[int], seed: int) -> torch.Tensor:
+        """fp32 on the CPU, of the source latents' shape."""
+        return sampling.make_noise(tuple(shape), seed)
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        noise: torch.Tensor,
+        context: torch.Tensor,
+        source: torch.Tensor,
+        references: torch.Tensor | None = None,
+        steps: int = 50,
+        sigma_min: float = sampling.SIGMA_MIN,
+        progress: Progress | None = None,
+    ) -> torch.Tensor:
+        """Noise (1, C, T, h, w) -> latents of the same shape, fp32 on the device.
+
+        Args:
+            noise, source: fp32 latents of the video; references: (1, C, R, h, w) or None.
+            context: (1, N, D) tokens.
+        """
+        dtype = self.compute_dtype
+        with self._on_device("transformer") as device, self._on_device("source_embedder", "ref_embedder"):
+            context = context.to(device, dtype)
+            # Both embeddings are the same at every step.
+            source_embeds = self.source_embedder(source.to(device))
+            reference_embeds = None if references is None else self.ref_embedder(references.to(device))
+
+            def velocity(latents: torch.Tensor, sigma: torch.Tensor, step: int) -> torch.Tensor:
+                return self.transformer(
+                    latents.to(dtype),
+                    (sigma * sampling.TIMESTEPS).expand(latents.shape[0]),
+                    context,
+                    source_embeds=source_embeds,
+                    reference_embeds=reference_embeds,
+                    sigma=sigma.expand(latents.shape[0]),
+                    references_first=self.config.references_first,
+                    return_dict=False,
+                )[0]
+
+            sigmas = sampling.flow_sigmas(steps, self.config.shift, sigma_min)
+            on_step = None if progress is None else lambda done, total: progress("denoise", done, total)
+            return sampling.denoise(velocity, noise.to(device), sigmas, on_step)
+
+    def decode(
+        self, latents: torch.Tensor, frame_count: int | None = None, progress: Progress | None = None
+    ) -> Iterator[np.ndarray]:
+        """Latents (1, C, T, h, w) -> (f, H, W, 3) uint8 RGB as they are decoded, `frame_count` frames in all."""
+        left = 1 + (latents.shape[2] - 1) * self.frames_per_latent if frame_count is None else frame_count
+        done = 0
+        for pixels in self.decode_pixels(latents):
+            frames = to_frames(pixels)[:left]
+            left -= len(frames)
+            done += 1
+            if progress is not None:
+                progress("decode", done, latents.shape[2])
+            if len(frames):
+                yield frames
+
+    @torch.no_grad()
+    def decode_pixels(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Latents (1, C, T, h, w) -> (1, 3, f, H, W) fp32 in [-1, 1], one latent frame at a time."""
+        with self._on_device("vae"):
+            yield from wan_vae.decode_stream(self.vae, latents)
+
+    # -- helpers --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _on_device(self, *names: str) -> Iterator[torch.device]:
+        """The device that work of these parts happens on."""
+        yield next(getattr(self, names[0]).parameters()).device
+
+    def _check(self, frames: np.ndarray, steps: int, seed: int, output: str) -> None:
+        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
+            raise UsageError(
+                f"frames must be (F, H, W, 3) uint8, not {tuple(frames.shape)} {frames.dtype}",
+                "convert them to 8-bit RGB",
+            )
+        multiple = self.size_multiple
+        if frames.shape[1] % multiple or frames.shape[2] % multiple:
+            raise UsageError(
+                f"a size of {frames.shape[2]}x{frames.shape[1]} is not a multiple of {multiple}",
+                "scale or crop the frames first; `kiwi edit` does it by itself",
+            )
+        if steps < 1:
+            raise UsageError(f"steps must be at least 1, not {steps}", "50 is what the model is released with")
+        if not 0 <= seed < 2**64:
+            raise UsageError(f"seed must be from 0 to 2**64 - 1, not {seed}", "any such number will do")
+        if output not in ("frames", "latents", "stream"):
+            raise UsageError(f"unknown output '{output}'", "use 'frames', 'latents' or 'stream'")
+
+
+def as_picture(reference: Image.Image | np.ndarray) -> Image.Image:
+    """A reference as an RGB picture, transparent parts white."""
+    image = reference if isinstance(reference, Image.Image) else Image.fromarray(reference)
+    return flatten_alpha(image)
+
+
+def fit_on_white(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """The whole picture at its own aspect, centred on a white canvas of that size."""
+    return ImageOps.pad(picture, (width, height), color=(255, 255, 255), centering=(0.5, 0.5))
+
+
+def chunk_frames(frames: np.ndarray, stride: int) -> Iterator[np.ndarray]:
+    """One frame, then `stride` at a time; the last frame is repeated to fill the last chunk."""
+    yield frames[:1]
+    for start in range(1, len(frames), stride):
+        chunk = frames[start : start + stride]
+        if missing := stride - len(chunk):
+            chunk = np.concatenate([chunk, np.repeat(chunk[-1:], missing, axis=0)])
+        yield chunk
+
+
+def to_pixels(frames: np.ndarray) -> torch.Tensor:
+    """(f, H, W, 3) uint8 -> (1, 3, f, H, W) fp32 in [-1, 1]."""
+    pixels = torch.from_numpy(np.require(frames, requirements=["C", "W"])).permute(3, 0, 1, 2)[None]
+    return pixels.to(torch.float32) * (2.0 / 255.0) - 1.0
+
+
+def to_frames(pixels: torch.Tensor) -> np.ndarray:
+    """(1, 3, f, H, W) in [-1, 1] -> (f, H, W, 3) uint8, rounded."""
+    scaled = ((pixels[0] + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return scaled.permute(1, 2, 3, 0).cpu().numpy()
