@@ -1,0 +1,77 @@
+"""The command line: a module for each command, and one error boundary here.
+
+Commands check their arguments before they import anything heavy, do their work through `kiwi_cli`'s library
+modules, raise `KiwiError` and return nothing. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from kiwi_cli import __version__
+from kiwi_cli.console import Console
+from kiwi_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, KiwiError
+
+app = typer.Typer(
+    name="kiwi",
+    help="Edit video from the command line with the Kiwi-Edit models.",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        sys.stdout.write(f"kiwi {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True),
+) -> None:
+    pass
+
+
+from kiwi_cli.cli import edit as _edit  # noqa: E402  (registers its commands on `app`)
+
+COMMAND_MODULES = (_edit,)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and turn whatever ends it into an exit code: the only place that catches everything."""
+    console = Console()
+    try:
+        code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+        return code if isinstance(code, int) else EXIT_OK
+    except KiwiError as error:
+        if os.environ.get("KIWI_DEBUG") == "1":
+            raise
+        console.error(error.message, error.hint)
+        return error.exit_code
+    except typer.TyperException as error:
+        message = error.format_message()
+        if message:
+            console.error(message[:1].lower() + message[1:], "kiwi --help lists the commands and their options")
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        console.error("interrupted; nothing was written")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 (the reader is gone: nothing may flush to it)
+        return EXIT_FAILED
+    except Exception as error:
+        if os.environ.get("KIWI_DEBUG") == "1":
+            raise
+        console.error(
+            f"unexpected {type(error).__name__}: {error}",
+            "this is a fault in kiwi; run again with KIWI_DEBUG=1 for the details to report",
+        )
+        return EXIT_FAILED

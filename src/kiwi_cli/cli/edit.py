@@ -1,0 +1,1 @@
+"""`kiwi edit` and `kiwi ref-edit`."""
