@@ -176,6 +176,9 @@ def _load_processor(folder: Path) -> tuple[Any, dict[str, Any]]:
         for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))
         if theirs in preprocessor
     }
+    if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
+        # The library would make an empty tokenizer of what is left, without a word.
+        raise CheckpointError(f"no tokenizer in '{folder}'", RELAYOUT_HINT)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the library raises whatever its parsers raise
