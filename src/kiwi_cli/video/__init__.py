@@ -1,0 +1,93 @@
+"""Video, pictures and sound in and out. Everything here is found on first use: importing this is free.
+
+clip = probe("clip.mp4")
+size = working_size(*clip.display_size)
+span = select(clip, frames=81)
+frames = np.stack([frame.rgb for frame in read_frames(clip, span, size=size)])
+with open_writer("out.mp4", clip, span, size=size) as writer:
+    writer.write(edit(frames))
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kiwi_cli.video.clip import AudioTrack, Clip, Colour
+    from kiwi_cli.video.codecs import CODECS, QUALITIES, available_codecs
+    from kiwi_cli.video.geometry import (
+        FITS,
+        LATENT_GRID,
+        Fit,
+        Placement,
+        Size,
+        latent_frame_count,
+        padded_frame_count,
+        placement,
+        requested_size,
+        working_size,
+    )
+    from kiwi_cli.video.metadata import read_metadata
+    from kiwi_cli.video.probing import probe
+    from kiwi_cli.video.reader import SourceFrame, read_frames
+    from kiwi_cli.video.timeline import Span, select
+    from kiwi_cli.video.writer import FrameWriter, check_output, container_of, open_writer
+
+_HOMES = {
+    "clip": ("AudioTrack", "Clip", "Colour"),
+    "codecs": ("CODECS", "QUALITIES", "available_codecs"),
+    "geometry": (
+        "FITS",
+        "LATENT_GRID",
+        "Fit",
+        "Placement",
+        "Size",
+        "latent_frame_count",
+        "padded_frame_count",
+        "placement",
+        "requested_size",
+        "working_size",
+    ),
+    "metadata": ("read_metadata",),
+    "probing": ("probe",),
+    "reader": ("SourceFrame", "read_frames"),
+    "timeline": ("Span", "select"),
+    "writer": ("FrameWriter", "check_output", "container_of", "open_writer"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "CODECS",
+    "FITS",
+    "LATENT_GRID",
+    "QUALITIES",
+    "AudioTrack",
+    "Clip",
+    "Colour",
+    "Fit",
+    "FrameWriter",
+    "Placement",
+    "Size",
+    "SourceFrame",
+    "Span",
+    "available_codecs",
+    "check_output",
+    "container_of",
+    "latent_frame_count",
+    "open_writer",
+    "padded_frame_count",
+    "placement",
+    "probe",
+    "read_frames",
+    "read_metadata",
+    "requested_size",
+    "select",
+    "working_size",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)

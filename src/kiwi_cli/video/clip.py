@@ -1,0 +1,104 @@
+"""What is known about an input before its frames are read: `Clip` and its parts. Plain data, no media library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+from kiwi_cli.video.geometry import Size
+
+Kind = Literal["video", "image", "sequence"]
+
+MAX_DIMENSION = 16_384  # pixels a side: beyond any camera, and what a decoder's buffers are bounded by
+MAX_TOTAL_PIXELS = 1 << 27  # 134 megapixels a frame
+
+
+@dataclass(frozen=True)
+class Colour:
+    """Colour tags as FFmpeg numbers them (ISO/IEC 23091-2; 2 is 'not said').
+
+    `matrix` and `full_range` are what is used to convert: the tags, or the usual guess where they are silent.
+    """
+
+    matrix_tag: int = 2
+    primaries_tag: int = 2
+    transfer_tag: int = 2
+    range_tag: int = 0  # 0 not said, 1 limited, 2 full
+    matrix: Literal["bt601", "bt709", "bt2020", "fcc", "smpte240m", "rgb"] = "bt709"
+    full_range: bool = False
+
+    @property
+    def is_hdr(self) -> bool:
+        """PQ (16) or HLG (18) transfer."""
+        return self.transfer_tag in (16, 18)
+
+
+@dataclass(frozen=True)
+class AudioTrack:
+    """One sound stream. `start` and `duration` are seconds; `start` counts from the first picture."""
+
+    index: int
+    codec: str
+    channels: int
+    layout: str
+    rate: int  # Hz
+    start: Fraction
+    duration: Fraction | None
+    language: str | None = None
+
+
+@dataclass(frozen=True)
+class Clip:
+    """An input: a video, a picture or a folder of numbered pictures.
+
+    `width` and `height` count the pixels of an upright frame (rotation applied, pixel aspect not):
+    the size of the frames that come back. `display_size` has square pixels. `timestamps` are the frames' times
+    in `time_base` units, the first being 0; None when finding them would mean reading a very large file.
+    """
+
+    path: Path
+    kind: Kind
+    width: int
+    height: int
+    storage_size: Size
+    frame_count: int
+    fps: Fraction  # average frames a second
+    duration: Fraction  # seconds, first picture to the end of the last
+    container: str  # demuxer or picture format, e.g. 'mov,mp4,m4a,3gp,3g2,mj2', 'PNG'
+    codec: str
+    pixel_format: str
+    bit_depth: int = 8
+    pixel_aspect: Fraction = Fraction(1)
+    rotation: int = 0  # degrees clockwise that the stored frame is turned to stand upright
+    mirrored: bool = False  # flipped left to right before it is turned
+    frame_count_exact: bool = True
+    variable_rate: bool = False
+    has_alpha: bool = False
+    interlaced: bool = False
+    colour: Colour = field(default_factory=Colour)
+    audio: tuple[AudioTrack, ...] = ()
+    other_streams: tuple[str, ...] = ()  # subtitles and data, by type
+    metadata: dict[str, str] = field(default_factory=dict)
+    time_base: Fraction = Fraction(1, 90_000)
+    start: Fraction = Fraction(0)  # seconds: the first picture's own timestamp
+    files: tuple[Path, ...] = ()  # the pictures of a sequence, in order
+    timestamps: tuple[int, ...] | None = field(default=None, repr=False, compare=False)
+    allow_truncated: bool = False  # use what can be read of a damaged file
+    notices: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> Size:
+        """The clip's upright pixel grid."""
+        return Size(self.width, self.height)
+
+    @property
+    def display_size(self) -> Size:
+        """The size with square pixels: what `working_size` takes."""
+        return Size(max(round(self.width * self.pixel_aspect), 1), self.height)
+
+    @property
+    def has_timing(self) -> bool:
+        """False for pictures and sequences, whose frame rate is only assumed."""
+        return self.kind == "video"

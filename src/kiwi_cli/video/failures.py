@@ -1,0 +1,67 @@
+"""From the media libraries' exceptions to errors for the person."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+from PIL import Image
+
+from kiwi_cli.errors import KiwiError, MediaError
+
+# PyAV raises these for broken data; PIL adds SyntaxError (PNG), struct.error and EOFError. MemoryError comes
+# from a header that asks for an absurd buffer.
+LIBRARY_ERRORS = (
+    av.FFmpegError,
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    MemoryError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    Image.DecompressionBombError,
+)
+NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+
+@contextmanager
+def reading(path: Path, hint: str = "check that the file plays elsewhere") -> Iterator[None]:
+    """Turn whatever a library raises while reading `path` into a MediaError."""
+    try:
+        yield
+    except KiwiError:
+        raise
+    except PermissionError as error:
+        raise MediaError(f"not allowed to read: '{path}'", "check the file's permissions") from error
+    except LIBRARY_ERRORS as error:
+        raise MediaError(f"cannot read '{path}': {reason(error)}", hint) from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn whatever a library raises while writing `path` into a MediaError."""
+    try:
+        yield
+    except KiwiError:
+        raise
+    except LIBRARY_ERRORS as error:
+        if getattr(error, "errno", None) in NO_SPACE:
+            raise MediaError(
+                f"no space left to write '{path}'", "free some space, or write elsewhere with --output"
+            ) from error
+        if isinstance(error, PermissionError):
+            raise MediaError(f"not allowed to write '{path}'", "write to another folder with --output") from error
+        raise MediaError(f"cannot write '{path}': {reason(error)}", "try another --codec or container") from error
+
+
+def reason(error: BaseException) -> str:
+    """The library's own words, short and on one line."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split())[:200].rstrip(".").lower()

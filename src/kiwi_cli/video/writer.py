@@ -1,0 +1,330 @@
+"""`open_writer`: edited frames in, the person's own clip out.
+
+The writer walks the clip beside the frames it is given: that is where the timestamps come from, the frames
+around the span, the pixels outside a mask or a crop, and the depth and transparency that the model never saw.
+It encodes on a thread of its own behind a queue of two chunks, so that memory does not grow with the length.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from kiwi_cli.errors import KiwiError, MediaError, UsageError
+from kiwi_cli.video.clip import Clip
+from kiwi_cli.video.codecs import CONTAINERS, Container, choose_encoding
+from kiwi_cli.video.decode import Frame, walk
+from kiwi_cli.video.failures import LIBRARY_ERRORS, writing
+from kiwi_cli.video.geometry import Fit, Size, placement
+from kiwi_cli.video.pictures import PICTURE_SUFFIXES
+from kiwi_cli.video.resize import from_working
+from kiwi_cli.video.sequences import RECORD
+from kiwi_cli.video.sinks import Sink, Target, open_sink
+from kiwi_cli.video.sound import Cut, plan_sound
+from kiwi_cli.video.timeline import Span, select
+
+_QUEUED_CHUNKS = 2
+_PATIENCE = 0.2  # seconds between looks at whether the other thread is still there
+_PICTURES = ("png", "jpeg", "webp")
+
+
+def container_of(path: str | os.PathLike[str]) -> Container:
+    """The container that an output path names by its extension; no extension is a folder.
+
+    Raises:
+        UsageError: the extension is not one that kiwi writes.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in CONTAINERS:
+        raise UsageError(
+            f"output format not known: '{path}'", f"end it in {', '.join(s for s in CONTAINERS if s)}, or in none"
+        )
+    return CONTAINERS[suffix]
+
+
+def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Refuse an output that cannot be written, before any work is done.
+
+    Raises:
+        UsageError: it exists, or its extension is not known.
+        MediaError: its folder is missing or cannot be written to.
+    """
+    output = Path(path)
+    container = container_of(output)
+    if not output.name:
+        raise UsageError(f"output is not a file name: '{path}'", "pass a file name with --output")
+    if output.exists() or output.is_symlink():
+        if not overwrite:
+            raise UsageError(f"output exists: '{output}'", "pass --overwrite, or another --output")
+        if output.is_dir() != (container == "folder"):
+            raise UsageError(f"output is of another kind: '{output}'", "pass another --output")
+        if container == "folder" and not all(_is_frame(entry) for entry in output.iterdir()):
+            # Replacing a folder deletes what is in it.
+            raise UsageError(f"the folder holds more than frames: '{output}'", "pass a new folder with --output")
+    folder = output.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"no such folder: '{folder}'", f"create it first: mkdir -p '{folder}'")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise MediaError(f"not allowed to write in '{folder}'", "write to another folder with --output")
+
+
+def open_writer(
+    path: str | os.PathLike[str],
+    clip: Clip,
+    span: Span | None = None,
+    *,
+    size: Size | None = None,
+    fit: Fit = "stretch",
+    keep_rest: bool = False,
+    codec: str | None = None,
+    quality: str | int | None = None,
+    sound: bool = True,
+    metadata: dict[str, str] | None = None,
+    overwrite: bool = False,
+) -> FrameWriter:
+    """Plan an output and check that it can be written. Nothing is written before the `with` block.
+
+        with open_writer("out.mp4", clip, span, size=size) as writer:
+            for chunk in chunks:
+                writer.write(chunk)
+
+    Args:
+        path: the extension chooses the container; no extension writes a folder of PNG files.
+        clip, span, size, fit: as given to `read_frames`; the frames written are the ones it yielded, edited.
+        keep_rest: also write the clip's frames before and after the span, as they are.
+        codec: 'h264', 'hevc', 'vp9', 'av1', 'prores', 'ffv1', a hardware encoder such as 'h264_nvenc', or None.
+        quality: 'low', 'medium', 'high', 'lossless' or a constant rate factor; None is 'high'.
+        sound: False leaves the clip's sound out.
+        metadata: text that the file carries; `read_metadata` returns it.
+        overwrite: replace what is there.
+
+    Raises:
+        UsageError, MediaError: before any work, when the output cannot be written or the choices do not fit.
+    """
+    check_output(path, overwrite=overwrite)
+    return FrameWriter(
+        Path(path), clip, span or select(clip), size, fit, keep_rest, codec, quality, sound, dict(metadata or {})
+    )
+
+
+class FrameWriter:
+    """Takes edited frames in order. Made by `open_writer`, used as a context manager.
+
+    Attributes:
+        notices: what is changed or cannot be kept, for the person; complete after the `with` block.
+        frames_written: frames in the output so far.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        clip: Clip,
+        span: Span,
+        size: Size | None,
+        fit: Fit,
+        keep_rest: bool,
+        codec: str | None,
+        quality: str | int | None,
+        sound: bool,
+        metadata: dict[str, str],
+    ) -> None:
+        self.path, self._clip, self._span, self._keep_rest = path, clip, span, keep_rest
+        self._place = placement(clip.size, size or clip.size, fit, clip.pixel_aspect)
+        self._target, notices = _plan(path, clip, span, keep_rest, codec, quality, sound, metadata)
+        self.notices: list[str] = notices
+        self.frames_written = 0
+        self._temporary: Path | None = None
+        self._queue: queue.Queue[np.ndarray | None] = queue.Queue(_QUEUED_CHUNKS)
+        self._abandoned = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="kiwi-encoder", daemon=True)
+
+    def write(self, frames: np.ndarray) -> None:
+        """Hand over (f, h, w, 3) uint8 frames at the working size; they must not be changed afterwards.
+
+        Waits while two chunks are queued.
+
+        Raises:
+            MediaError: encoding failed (the disk is full, for one).
+        """
+        chunk = np.asarray(frames)
+        wanted = (self._place.working.height, self._place.working.width, 3)
+        if chunk.ndim != 4 or chunk.shape[1:] != wanted or chunk.dtype != np.uint8:
+            raise ValueError(f"frames must be uint8 (f, {wanted[0]}, {wanted[1]}, 3), not {chunk.dtype} {chunk.shape}")
+        self._put(chunk)
+
+    def __enter__(self) -> FrameWriter:
+        with writing(self.path):
+            folder = self.path.absolute().parent
+            name = tempfile.mkdtemp(prefix=f".{self.path.stem[:40]}-", suffix=".kiwi-partial", dir=folder)
+            self._temporary = Path(name)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._put(None)
+                while self._thread.is_alive():  # short joins, so that Ctrl-C is heard
+                    self._thread.join(_PATIENCE)
+                self._raise_failure()
+                self._publish()
+        finally:
+            self._abandoned.set()
+            while self._thread.is_alive():
+                self._thread.join(_PATIENCE)
+            if self._temporary is not None:
+                shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _put(self, item: np.ndarray | None) -> None:
+        while True:
+            self._raise_failure()
+            try:
+                self._queue.put(item, timeout=_PATIENCE)
+                return
+            except queue.Full:
+                continue
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _part(self) -> Path:
+        assert self._temporary is not None
+        return self._temporary / (self.path.name or "out")
+
+    def _publish(self) -> None:
+        """Move the whole file to its place."""
+        with writing(self.path):
+            if self._target.container == "folder" and self.path.is_dir():
+                assert self._temporary is not None
+                self.path.rename(self._temporary / "replaced")
+            self._part().replace(self.path)
+
+    # What follows runs on the encoder's thread.
+
+    def _run(self) -> None:
+        sink: Sink | None = None
+        try:
+            with writing(self.path):
+                sink = open_sink(self._part(), self._target)
+                self._encode(sink)
+                sink.finish()
+                self.notices += sink.notices
+        except BaseException as error:
+            self._failure = error
+        finally:
+            if sink is not None:
+                with contextlib.suppress(*LIBRARY_ERRORS):
+                    sink.close()
+
+    def _encode(self, sink: Sink) -> None:
+        frames = self._edited()
+        edited: np.ndarray | None = None
+        origin = self._target.cut.begin or Fraction(0)
+        lead = self._target.cut.lead
+        for frame, choice in walk(self._clip, self._span, everything=self._keep_rest):
+            if choice.take:
+                edited = next(frames, None)
+                if edited is None:
+                    raise MediaError("fewer edited frames arrived than were read", "report this as a bug")
+            if self._abandoned.is_set():
+                raise MediaError("abandoned")
+            rgb = self._compose(frame, edited) if choice.inside and edited is not None else frame.pixels.rgb()
+            sink.add(rgb, frame, frame.time - origin + lead)
+            self.frames_written += 1
+        if next(frames, None) is not None:
+            raise MediaError("more edited frames arrived than were read", "report this as a bug")
+
+    def _compose(self, frame: Frame, edited: np.ndarray) -> np.ndarray:
+        source = None if self._place.covers_clip else frame.pixels.rgb()
+        return from_working(edited, self._place, source)
+
+    def _edited(self) -> Iterator[np.ndarray]:
+        """Single (h, w, 3) frames out of the queue, until its end."""
+        while True:
+            try:
+                chunk = self._queue.get(timeout=_PATIENCE)
+            except queue.Empty:
+                if self._abandoned.is_set():
+                    raise MediaError("abandoned") from None
+                continue
+            if chunk is None:
+                return
+            yield from chunk
+
+
+def _plan(
+    path: Path,
+    clip: Clip,
+    span: Span,
+    keep_rest: bool,
+    codec: str | None,
+    quality: str | int | None,
+    sound: bool,
+    metadata: dict[str, str],
+) -> tuple[Target, list[str]]:
+    """What is written, and what the person should know about it."""
+    container = container_of(path)
+    notices: list[str] = []
+    whole = span.whole or keep_rest
+    frames = clip.frame_count if keep_rest else span.source_frames
+    if container in _PICTURES and frames > 1:
+        raise UsageError(
+            f"a picture holds one frame, '{path}' would hold {frames}", "write to .mp4, or pass --frames 1"
+        )
+    size, aspect = clip.size, clip.pixel_aspect
+    encoding = None
+    if container in ("mp4", "mov", "mkv", "webm"):
+        encoding = choose_encoding(container, codec, quality, size, clip.colour, clip.bit_depth)
+        notices += encoding.notices
+    elif codec is not None:
+        raise UsageError(f"a {container} has no codec to choose: '{codec}'", "leave --codec out")
+    tracks, said = plan_sound(clip, container, sound)
+    notices += said
+    if clip.other_streams:
+        notices.append(f"not kept: {', '.join(sorted(set(clip.other_streams)))} streams")
+    if clip.has_alpha and (encoding is not None or container in ("gif", "jpeg")):
+        notices.append(f"transparent parts become white: .{container} is written without transparency")
+    if aspect != 1 and encoding is None:
+        notices.append(f"the pixel aspect {aspect} is lost: a {container} has square pixels")
+    cut = Cut()
+    if not whole:
+        first, last = _bounds(clip, span)
+        reaches_end = last >= clip.duration - Fraction(1, 1000)
+        cut = Cut(first, None if reaches_end else last)
+    elif encoding is not None and tracks:
+        earliest = min(plan.track.start for plan in tracks)
+        # Codecs settle for some 20 ms before the first sound; more than that is sound before the picture.
+        cut = Cut(lead=-earliest if earliest < -Fraction(1, 20) else Fraction(0))
+    return Target(clip, container, size, aspect, cut, metadata, encoding, tracks, quality), notices
+
+
+def _bounds(clip: Clip, span: Span) -> tuple[Fraction, Fraction]:
+    """Seconds from the clip's first picture: the beginning of the span's first frame, the end of its last."""
+    from kiwi_cli.video.timeline import Chooser, frame_times
+
+    chooser = Chooser(span)
+    inside = [(time, length) for time, length in frame_times(clip) if chooser(time, length).inside]
+    if not inside:
+        return span.start, span.end if span.end is not None else clip.duration
+    return inside[0][0], inside[-1][0] + inside[-1][1]
+
+
+def _is_frame(entry: Path) -> bool:
+    return entry.name == RECORD or (entry.suffix.lower() in PICTURE_SUFFIXES and entry.is_file())
+
+
+__all__ = ["FrameWriter", "KiwiError", "check_output", "container_of", "open_writer"]
