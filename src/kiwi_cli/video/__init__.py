@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kiwi_cli.video.clip import AudioTrack, Clip, Colour
     from kiwi_cli.video.codecs import CODECS, QUALITIES, available_codecs
+    from kiwi_cli.video.compare import COMPARES, Compare, write_sheet
     from kiwi_cli.video.geometry import (
         FITS,
         LATENT_GRID,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         requested_size,
         working_size,
     )
+    from kiwi_cli.video.mask import Mask, load_mask
     from kiwi_cli.video.metadata import read_metadata
     from kiwi_cli.video.probing import probe
     from kiwi_cli.video.reader import SourceFrame, read_frames
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "clip": ("AudioTrack", "Clip", "Colour"),
     "codecs": ("CODECS", "QUALITIES", "available_codecs"),
+    "compare": ("COMPARES", "Compare", "write_sheet"),
     "geometry": (
         "FITS",
         "LATENT_GRID",
@@ -49,6 +52,7 @@ _HOMES = {
         "requested_size",
         "working_size",
     ),
+    "mask": ("Mask", "load_mask"),
     "metadata": ("read_metadata",),
     "probing": ("probe",),
     "reader": ("SourceFrame", "read_frames"),
@@ -59,14 +63,17 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CODECS",
+    "COMPARES",
     "FITS",
     "LATENT_GRID",
     "QUALITIES",
     "AudioTrack",
     "Clip",
     "Colour",
+    "Compare",
     "Fit",
     "FrameWriter",
+    "Mask",
     "Placement",
     "Size",
     "SourceFrame",
@@ -75,6 +82,7 @@ __all__ = [
     "check_output",
     "container_of",
     "latent_frame_count",
+    "load_mask",
     "open_writer",
     "padded_frame_count",
     "placement",
@@ -84,6 +92,7 @@ __all__ = [
     "requested_size",
     "select",
     "working_size",
+    "write_sheet",
 ]
 
 

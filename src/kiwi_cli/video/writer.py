@@ -20,18 +20,20 @@ from types import TracebackType
 
 import numpy as np
 
-from kiwi_cli.errors import KiwiError, MediaError, UsageError
+from kiwi_cli.errors import MediaError, UsageError
 from kiwi_cli.video.clip import Clip
 from kiwi_cli.video.codecs import CONTAINERS, Container, choose_encoding
+from kiwi_cli.video.compare import Compare, compare, compared_size
 from kiwi_cli.video.decode import Frame, walk
 from kiwi_cli.video.failures import LIBRARY_ERRORS, writing
-from kiwi_cli.video.geometry import Fit, Size, placement
+from kiwi_cli.video.geometry import Fit, Placement, Size, placement
+from kiwi_cli.video.mask import Mask, MaskReader, composite
 from kiwi_cli.video.pictures import PICTURE_SUFFIXES
 from kiwi_cli.video.resize import from_working
 from kiwi_cli.video.sequences import RECORD
 from kiwi_cli.video.sinks import Sink, Target, open_sink
 from kiwi_cli.video.sound import Cut, plan_sound
-from kiwi_cli.video.timeline import Span, select
+from kiwi_cli.video.timeline import Chooser, Span, frame_times, select
 
 _QUEUED_CHUNKS = 2
 _PATIENCE = 0.2  # seconds between looks at whether the other thread is still there
@@ -86,6 +88,8 @@ def open_writer(
     size: Size | None = None,
     fit: Fit = "stretch",
     keep_rest: bool = False,
+    mask: Mask | None = None,
+    compare: Compare | None = None,
     codec: str | None = None,
     quality: str | int | None = None,
     sound: bool = True,
@@ -102,6 +106,8 @@ def open_writer(
         path: the extension chooses the container; no extension writes a folder of PNG files.
         clip, span, size, fit: as given to `read_frames`; the frames written are the ones it yielded, edited.
         keep_rest: also write the clip's frames before and after the span, as they are.
+        mask: from `load_mask`; outside it the encoder gets the source's own pixels.
+        compare: 'side' puts the source to the left of the result, 'wipe' moves a divider over the two.
         codec: 'h264', 'hevc', 'vp9', 'av1', 'prores', 'ffv1', a hardware encoder such as 'h264_nvenc', or None.
         quality: 'low', 'medium', 'high', 'lossless' or a constant rate factor; None is 'high'.
         sound: False leaves the clip's sound out.
@@ -112,9 +118,13 @@ def open_writer(
         UsageError, MediaError: before any work, when the output cannot be written or the choices do not fit.
     """
     check_output(path, overwrite=overwrite)
-    return FrameWriter(
-        Path(path), clip, span or select(clip), size, fit, keep_rest, codec, quality, sound, dict(metadata or {})
+    span = span or select(clip)
+    target, notices = plan_target(
+        Path(path), clip, span, keep_rest, compared_size(clip.size, compare), codec, quality, sound, metadata or {}
     )
+    notices += mask.notices if mask else ()
+    place = placement(clip.size, size or clip.size, fit, clip.pixel_aspect)
+    return FrameWriter(Path(path), target, notices, span, place, keep_rest, mask, compare)
 
 
 class FrameWriter:
@@ -128,21 +138,20 @@ class FrameWriter:
     def __init__(
         self,
         path: Path,
-        clip: Clip,
+        target: Target,
+        notices: list[str],
         span: Span,
-        size: Size | None,
-        fit: Fit,
+        place: Placement,
         keep_rest: bool,
-        codec: str | None,
-        quality: str | int | None,
-        sound: bool,
-        metadata: dict[str, str],
+        mask: Mask | None,
+        compare: Compare | None,
     ) -> None:
-        self.path, self._clip, self._span, self._keep_rest = path, clip, span, keep_rest
-        self._place = placement(clip.size, size or clip.size, fit, clip.pixel_aspect)
-        self._target, notices = _plan(path, clip, span, keep_rest, codec, quality, sound, metadata)
-        self.notices: list[str] = notices
+        self.path = path
+        self.notices = notices
         self.frames_written = 0
+        self._target, self._span, self._place, self._keep_rest = target, span, place, keep_rest
+        self._mask = MaskReader(mask) if mask else None
+        self._compare = compare
         self._temporary: Path | None = None
         self._queue: queue.Queue[np.ndarray | None] = queue.Queue(_QUEUED_CHUNKS)
         self._abandoned = threading.Event()
@@ -235,22 +244,29 @@ class FrameWriter:
         edited: np.ndarray | None = None
         origin = self._target.cut.begin or Fraction(0)
         lead = self._target.cut.lead
-        for frame, choice in walk(self._clip, self._span, everything=self._keep_rest):
+        for frame, choice in walk(self._target.clip, self._span, everything=self._keep_rest):
             if choice.take:
                 edited = next(frames, None)
                 if edited is None:
                     raise MediaError("fewer edited frames arrived than were read", "report this as a bug")
             if self._abandoned.is_set():
                 raise MediaError("abandoned")
+            time = frame.time - origin + lead
             rgb = self._compose(frame, edited) if choice.inside and edited is not None else frame.pixels.rgb()
-            sink.add(rgb, frame, frame.time - origin + lead)
+            if self._compare is not None:
+                rgb = compare(frame.pixels.rgb(), rgb, self._compare, time)
+            sink.add(rgb, frame, time)
             self.frames_written += 1
         if next(frames, None) is not None:
             raise MediaError("more edited frames arrived than were read", "report this as a bug")
 
     def _compose(self, frame: Frame, edited: np.ndarray) -> np.ndarray:
+        """The frame handed to the encoder: (H, W, 3) uint8 at the clip's own size."""
         source = None if self._place.covers_clip else frame.pixels.rgb()
-        return from_working(edited, self._place, source)
+        result = from_working(edited, self._place, source)
+        if self._mask is not None:
+            result = composite(result, frame.pixels.rgb(), self._mask.at(frame))
+        return result
 
     def _edited(self) -> Iterator[np.ndarray]:
         """Single (h, w, 3) frames out of the queue, until its end."""
@@ -266,11 +282,12 @@ class FrameWriter:
             yield from chunk
 
 
-def _plan(
+def plan_target(
     path: Path,
     clip: Clip,
     span: Span,
     keep_rest: bool,
+    size: Size,
     codec: str | None,
     quality: str | int | None,
     sound: bool,
@@ -285,7 +302,7 @@ def _plan(
         raise UsageError(
             f"a picture holds one frame, '{path}' would hold {frames}", "write to .mp4, or pass --frames 1"
         )
-    size, aspect = clip.size, clip.pixel_aspect
+    aspect = clip.pixel_aspect
     encoding = None
     if container in ("mp4", "mov", "mkv", "webm"):
         encoding = choose_encoding(container, codec, quality, size, clip.colour, clip.bit_depth)
@@ -309,13 +326,11 @@ def _plan(
         earliest = min(plan.track.start for plan in tracks)
         # Codecs settle for some 20 ms before the first sound; more than that is sound before the picture.
         cut = Cut(lead=-earliest if earliest < -Fraction(1, 20) else Fraction(0))
-    return Target(clip, container, size, aspect, cut, metadata, encoding, tracks, quality), notices
+    return Target(clip, container, size, aspect, cut, dict(metadata), encoding, tracks, quality), notices
 
 
 def _bounds(clip: Clip, span: Span) -> tuple[Fraction, Fraction]:
     """Seconds from the clip's first picture: the beginning of the span's first frame, the end of its last."""
-    from kiwi_cli.video.timeline import Chooser, frame_times
-
     chooser = Chooser(span)
     inside = [(time, length) for time, length in frame_times(clip) if chooser(time, length).inside]
     if not inside:
@@ -325,6 +340,3 @@ def _bounds(clip: Clip, span: Span) -> tuple[Fraction, Fraction]:
 
 def _is_frame(entry: Path) -> bool:
     return entry.name == RECORD or (entry.suffix.lower() in PICTURE_SUFFIXES and entry.is_file())
-
-
-__all__ = ["FrameWriter", "KiwiError", "check_output", "container_of", "open_writer"]
