@@ -99,6 +99,19 @@ class Clip:
         return Size(max(round(self.width * self.pixel_aspect), 1), self.height)
 
     @property
+    def has_coarse_clock(self) -> bool:
+        """True when an even frame rate is stored in ticks too long for it (Matroska's milliseconds), so that
+        the frames' true times are the multiples of 1 / fps nearby."""
+        return not self.variable_rate and self.time_base >= Fraction(1, 1000)
+
+    def true_time(self, time: Fraction) -> Fraction:
+        """A stored time, seconds from the first picture, freed of the clock's rounding."""
+        if not self.has_coarse_clock:
+            return time
+        even = round(time * self.fps) / self.fps
+        return even if abs(even - time) <= 2 * self.time_base else time
+
+    @property
     def has_timing(self) -> bool:
         """False for pictures and sequences, whose frame rate is only assumed."""
         return self.kind == "video"

@@ -156,6 +156,7 @@ def _video_frames(clip: Clip, start: Fraction) -> Iterator[Frame]:
             container.seek(int((clip.start + start) / stream.time_base), stream=stream, backward=True)
         for frame in _decoded(container, stream, clip):
             time = Fraction(frame.pts or 0) * (frame.time_base or clip.time_base) - clip.start
+            time = clip.true_time(time)
             if frame.pts is None or (held is not None and time <= held[1]):
                 # No or repeated timestamp: the frame follows the one before on the clip's average rate.
                 time = held[1] + 1 / clip.fps if held is not None else Fraction(0)

@@ -201,12 +201,14 @@ def _timing(container: Any, stream: Any, first: Any, rate: Fraction | None, time
     variable = max(steps) - min(steps) > 2 or any(
         abs(t * time_base - i / average) > max(2 * time_base, 1 / average / 20) for i, t in enumerate(times)
     )
+    if not variable and time_base >= Fraction(1, 1000):
+        last_duration = 0  # as rounded as the times are
     last = last_duration * time_base if 0 < last_duration * time_base < 3600 else 1 / fps
     return {
         "start": pts[0] * time_base,
         "fps": fps,
         "frame_count": len(times),
-        "duration": times[-1] * time_base + last,
+        "duration": times[-1] * time_base + last if last_duration else len(times) / fps,
         "timestamps": times,
         "variable_rate": variable,
         "missing": error or _shortfall(stream.frames, len(pts)),

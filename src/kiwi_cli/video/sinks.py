@@ -22,6 +22,7 @@ from kiwi_cli.video.pictures import merge, read_picture, save_picture
 from kiwi_cli.video.sequences import write_record
 from kiwi_cli.video.sound import Cut, Sound, TrackPlan
 
+_MIN_TICKS = 10_000  # ticks a second: sound and picture line up to a tenth of a millisecond
 _MAX_TICKS = 1_000_000  # ticks a second: finer clocks do not fit MP4's 32-bit fields over hours
 
 
@@ -74,7 +75,7 @@ class VideoSink:
         tags, options = output_tags(clip, target.metadata, target.container)
         self._output = av.open(str(path), "w", format=FORMATS[target.container], container_options=options)
         self._output.metadata.update(tags)
-        self._tick = clip.time_base if 1 / clip.time_base <= _MAX_TICKS else Fraction(1, 90_000)
+        self._tick = _clock(clip)
         stream: Any = self._output.add_stream(
             encoding.encoder,
             rate=clip.fps.limit_denominator(1_001_000),
@@ -249,6 +250,14 @@ class FolderSink:
         write_record(self._path, self._target.metadata, self._target.clip.fps)
 
     def close(self) -> None: ...
+
+
+def _clock(clip: Clip) -> Fraction:
+    """Seconds a tick: the source's own, or a finer one in which its frame rate is exact."""
+    if clip.has_coarse_clock:
+        numerator = clip.fps.limit_denominator(1_001_000).numerator
+        return Fraction(1, numerator * -(-_MIN_TICKS // numerator)) if numerator < _MAX_TICKS else Fraction(1, 90_000)
+    return clip.time_base if 1 / clip.time_base <= _MAX_TICKS else Fraction(1, 90_000)
 
 
 def _picture_quality(quality: str | int | None) -> int:

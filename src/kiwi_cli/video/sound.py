@@ -144,8 +144,10 @@ class _Copied:
         self._output, self._cut = output, cut
         self._stream = output.add_stream_from_template(stream, opaque=True)
         self._stream.metadata.update(_kept_tags(stream))
-        self._negative_ok = container not in _MATROSKA
-        self._opus = "opus" in plan.track.codec
+        # A whole Matroska or Opus track says itself how many samples at its beginning are for settling, so
+        # that times before zero are written as they are.
+        knows_delay = "opus" in plan.track.codec or "matroska" in stream.container.format.name
+        self._negative_ok = container not in _MATROSKA or (knows_delay and cut.begin is None)
         self._length = None if cut.end is None else cut.end - (cut.begin or 0) + cut.lead
         self.ended = False
 
@@ -157,9 +159,8 @@ class _Copied:
         length = Fraction(packet.duration or 0) * packet.time_base
         if self._cut.begin is not None and time + length <= 0:
             return
-        # Matroska has no time before zero and would move the picture instead; Opus alone has a way to say
-        # that its first samples are for settling.
-        if time < 0 and not self._negative_ok and not (self._opus and self._cut.begin is None):
+        # Matroska has no time before zero: the muxer would move the picture instead.
+        if time < 0 and not self._negative_ok:
             return
         shift = round(time / packet.time_base) - packet.pts
         packet.pts += shift
@@ -195,6 +196,7 @@ class _Encoded:
         self._length = None if cut.end is None else round((cut.end - (cut.begin or 0) + cut.lead) * rate)
         self._next: int | None = None  # the output sample that comes next
         self._written = 0
+        self._encoded = 0  # samples; without times the encoder's own delay would shift the sound
         self.ended = False
 
     def feed(self, packet: Any, time: Fraction) -> None:
@@ -250,7 +252,8 @@ class _Encoded:
         block = context.frame_size or 1024
         while (frame := self._fifo.read(block, partial=flush)) is not None:
             for part in self._to_encoder.resample(frame) if self._to_encoder else (frame,):
-                part.pts = None
+                part.pts, part.time_base = self._encoded, Fraction(1, self._rate)
+                self._encoded += part.samples
                 self._output.mux(self._stream.encode(part))
 
 

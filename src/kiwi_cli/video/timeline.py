@@ -156,7 +156,7 @@ def frame_times(clip: Clip) -> Iterator[tuple[Fraction, Fraction]]:
         for index in range(clip.frame_count):
             yield index / clip.fps, 1 / clip.fps
         return
-    yield from with_durations((t * clip.time_base for t in clip.timestamps), clip.duration)
+    yield from with_durations((clip.true_time(t * clip.time_base) for t in clip.timestamps), clip.duration)
 
 
 def with_durations(times: Iterable[Fraction], end: Fraction) -> Iterator[tuple[Fraction, Fraction]]:

@@ -29,7 +29,7 @@ from kiwi_cli.video.failures import LIBRARY_ERRORS, writing
 from kiwi_cli.video.geometry import Fit, Placement, Size, placement
 from kiwi_cli.video.mask import Mask, MaskReader, composite
 from kiwi_cli.video.pictures import PICTURE_SUFFIXES
-from kiwi_cli.video.resize import from_working
+from kiwi_cli.video.resize import from_working, scale
 from kiwi_cli.video.sequences import RECORD
 from kiwi_cli.video.sinks import Sink, Target, open_sink
 from kiwi_cli.video.sound import Cut, plan_sound
@@ -37,6 +37,8 @@ from kiwi_cli.video.timeline import Chooser, Span, frame_times, select
 
 _QUEUED_CHUNKS = 2
 _PATIENCE = 0.2  # seconds between looks at whether the other thread is still there
+# Codecs that carry the pixel aspect themselves; elsewhere in Matroska the muxer would have to.
+_KEEP_ASPECT = ("h264", "hevc", "prores")
 _PICTURES = ("png", "jpeg", "webp")
 
 
@@ -255,7 +257,7 @@ class FrameWriter:
             rgb = self._compose(frame, edited) if choice.inside and edited is not None else frame.pixels.rgb()
             if self._compare is not None:
                 rgb = compare(frame.pixels.rgb(), rgb, self._compare, time)
-            sink.add(rgb, frame, time)
+            sink.add(scale(rgb, self._target.size), frame, time)
             self.frames_written += 1
         if next(frames, None) is not None:
             raise MediaError("more edited frames arrived than were read", "report this as a bug")
@@ -315,8 +317,14 @@ def plan_target(
         notices.append(f"not kept: {', '.join(sorted(set(clip.other_streams)))} streams")
     if clip.has_alpha and (encoding is not None or container in ("gif", "jpeg")):
         notices.append(f"transparent parts become white: .{container} is written without transparency")
-    if aspect != 1 and encoding is None:
-        notices.append(f"the pixel aspect {aspect} is lost: a {container} has square pixels")
+    if aspect != 1 and container not in ("mp4", "mov") and not (encoding and encoding.codec in _KEEP_ASPECT):
+        square = Size(max(round(size.width * aspect), 1), size.height)
+        notices.append(
+            f"pixels become square: .{container} is written as {square} instead of {size} with pixel aspect {aspect}"
+        )
+        size, aspect = square, Fraction(1)
+        if encoding is not None:
+            encoding = choose_encoding(container, codec, quality, size, clip.colour, clip.bit_depth)
     cut = Cut()
     if not whole:
         first, last = _bounds(clip, span)
