@@ -86,7 +86,7 @@ def test_streaming_coders_equal_the_librarys_whole_coders(pipe: Any) -> None:
 
 
 def test_reference_is_fitted_whole_on_white() -> None:
-    from kiwi_cli.pipeline import fit_on_white
+    from kiwi_cli.pictures import fit_on_white
 
     fitted = np.asarray(fit_on_white(RED, 64, 32))
     assert fitted.shape == (32, 64, 3)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from kiwi_cli.errors import UsageError
+from kiwi_cli.pictures import flatten_alpha
 
 Mode = Literal["video", "image", "reference"]
 """Which queries are asked: several frames, one frame, or any number with a reference picture."""
@@ -84,8 +85,10 @@ class MLLMInputs:
     image_grid_thw: torch.Tensor | None = None
 
     def to(self, device: torch.device | str) -> MLLMInputs:
-        moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in vars(self).items()}
-        return MLLMInputs(**moved)
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **moved)
 
 
 @dataclass
@@ -177,15 +180,6 @@ def check_instruction(instruction: str, tokenizer: Any) -> None:
             raise UsageError(
                 f"the instruction holds a reserved token of the model: '{token}'", "remove it from the text"
             )
-
-
-def flatten_alpha(image: Image.Image) -> Image.Image:
-    """Any picture as RGB; transparent parts become white, as the released code does it."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        canvas = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(canvas, rgba).convert("RGB")
-    return image.convert("RGB")
 
 
 def smart_size(width: int, height: int, multiple: int, min_area: int, max_area: int) -> tuple[int, int]:

@@ -13,19 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline
-from PIL import Image, ImageOps
+from PIL import Image
 
 from kiwi_cli import checkpoint, sampling
 from kiwi_cli import vae as wan_vae
 from kiwi_cli.devices import choose_device, choose_dtype
 from kiwi_cli.errors import UsageError
 from kiwi_cli.mllm import KiwiInstructionEncoder
-from kiwi_cli.mllm_inputs import QUERY_TOKEN, VISION_END, VISION_START, InputBuilder, flatten_alpha
+from kiwi_cli.mllm_inputs import QUERY_TOKEN, VISION_END, VISION_START, InputBuilder
+from kiwi_cli.pictures import as_picture, fit_on_white
 from kiwi_cli.transformer import ConditionEmbedder, KiwiTransformer3DModel
 from kiwi_cli.weights import locate
 
@@ -79,7 +80,7 @@ class KiwiPipeline(DiffusionPipeline):
         )
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls, name_or_path: str, device: str = "auto", dtype: str | torch.dtype = "auto"
     ) -> KiwiPipeline:
         """Load a checkpoint in the released layout.
@@ -116,19 +117,6 @@ class KiwiPipeline(DiffusionPipeline):
         return self.transformer.patch_embedding.weight.dtype
 
     # -- one edit -------------------------------------------------------------------------------------------
-
-    @overload
-    def __call__(
-        self, frames: np.ndarray, instruction: str, *, output: Literal["frames"] = ..., **kw: Any
-    ) -> np.ndarray: ...
-    @overload
-    def __call__(
-        self, frames: np.ndarray, instruction: str, *, output: Literal["latents"], **kw: Any
-    ) -> torch.Tensor: ...
-    @overload
-    def __call__(
-        self, frames: np.ndarray, instruction: str, *, output: Literal["stream"], **kw: Any
-    ) -> Iterator[np.ndarray]: ...
 
     def __call__(
         self,
@@ -255,11 +243,9 @@ class KiwiPipeline(DiffusionPipeline):
     ) -> Iterator[np.ndarray]:
         """Latents (1, C, T, h, w) -> (f, H, W, 3) uint8 RGB as they are decoded, `frame_count` frames in all."""
         left = 1 + (latents.shape[2] - 1) * self.frames_per_latent if frame_count is None else frame_count
-        done = 0
-        for pixels in self.decode_pixels(latents):
+        for done, pixels in enumerate(self.decode_pixels(latents), start=1):
             frames = to_frames(pixels)[:left]
             left -= len(frames)
-            done += 1
             if progress is not None:
                 progress("decode", done, latents.shape[2])
             if len(frames):
@@ -296,17 +282,6 @@ class KiwiPipeline(DiffusionPipeline):
             raise UsageError(f"seed must be from 0 to 2**64 - 1, not {seed}", "any such number will do")
         if output not in ("frames", "latents", "stream"):
             raise UsageError(f"unknown output '{output}'", "use 'frames', 'latents' or 'stream'")
-
-
-def as_picture(reference: Image.Image | np.ndarray) -> Image.Image:
-    """A reference as an RGB picture, transparent parts white."""
-    image = reference if isinstance(reference, Image.Image) else Image.fromarray(reference)
-    return flatten_alpha(image)
-
-
-def fit_on_white(picture: Image.Image, width: int, height: int) -> Image.Image:
-    """The whole picture at its own aspect, centred on a white canvas of that size."""
-    return ImageOps.pad(picture, (width, height), color=(255, 255, 255), centering=(0.5, 0.5))
 
 
 def chunk_frames(frames: np.ndarray, stride: int) -> Iterator[np.ndarray]:

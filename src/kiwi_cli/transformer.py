@@ -43,10 +43,11 @@ class ConditionEmbedder(ModelMixin, ConfigMixin):
         ref_pad_first: bool = False,
     ) -> None:
         super().__init__()
-        patch = tuple(patch_size)
+        patch = (patch_size[0], patch_size[1], patch_size[2])
         self.patch_embedding = nn.Conv3d(in_dim, dim, kernel_size=patch, stride=patch)
         if zero_init:
             nn.init.zeros_(self.patch_embedding.weight)
+            assert self.patch_embedding.bias is not None
             nn.init.zeros_(self.patch_embedding.bias)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify, unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
 
 from kiwi_cli.errors import CheckpointError
+from kiwi_cli.strips import StripDecoder, StripEncoder, causal_cache
 
 # Original name -> diffusers' name, in order; the index arithmetic of the blocks is in `rename_key`.
 _TOP_LEVEL = {
@@ -122,50 +123,55 @@ def latent_statistics(vae: AutoencoderKLWan, device: torch.device) -> tuple[torc
     return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)
 
 
-def _causal_cache(half: torch.nn.Module) -> list[Any]:
-    """One slot for each causal convolution; the library fills them in its order of execution."""
-    return [None] * sum(isinstance(module, WanCausalConv3d) for module in half.modules())
-
-
-def encode_stream(vae: AutoencoderKLWan, chunks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+def encode_stream(vae: AutoencoderKLWan, chunks: Iterable[torch.Tensor], strips: int = 1) -> Iterator[torch.Tensor]:
     """Frames to normalised latents, one latent frame at a time.
 
     Args:
         vae: its encoder's precision is the precision of the work.
         chunks: (B, 3, f, H, W) in [-1, 1]; one frame first, then as many as a latent frame covers (4).
+        strips: the high-resolution half in that many vertical strips (strips.py): less memory, the same result.
 
     Yields:
         (B, C, 1, H/s, W/s) fp32: `(mean of the posterior - latents_mean) / latents_std`, not sampled.
     """
     weight = vae.encoder.conv_in.weight
     mean, std = latent_statistics(vae, weight.device)
-    cache = _causal_cache(vae.encoder)
+    in_strips = StripEncoder(vae.encoder, strips) if strips > 1 else None
+    cache = causal_cache([vae.encoder])
     for chunk in chunks:
         pixels = chunk.to(weight.device, weight.dtype)
         if vae.config.patch_size is not None:
             pixels = patchify(pixels, patch_size=vae.config.patch_size)
-        moments = vae.quant_conv(vae.encoder(pixels, feat_cache=cache, feat_idx=[0]))
-        posterior_mean = moments.chunk(2, dim=1)[0]
+        if in_strips is not None:
+            hidden = in_strips(pixels)
+        else:
+            hidden = vae.encoder(pixels, feat_cache=cache, feat_idx=[0])
+        posterior_mean = vae.quant_conv(hidden).chunk(2, dim=1)[0]
         yield (posterior_mean.to(torch.float32) - mean) / std
 
 
-def decode_stream(vae: AutoencoderKLWan, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+def decode_stream(vae: AutoencoderKLWan, latents: torch.Tensor, strips: int = 1) -> Iterator[torch.Tensor]:
     """Normalised latents to frames, as they are decoded.
 
     Args:
         vae: its decoder's precision is the precision of the work.
         latents: (B, C, T, h, w) normalised.
+        strips: the high-resolution half in that many vertical strips (strips.py): less memory, the same result.
 
     Yields:
         (B, 3, f, H, W) fp32 in [-1, 1]; one frame first, then as many as a latent frame covers (4).
     """
     weight = vae.decoder.conv_in.weight
     mean, std = latent_statistics(vae, weight.device)
-    cache = _causal_cache(vae.decoder)
+    in_strips = StripDecoder(vae.decoder, strips) if strips > 1 else None
+    cache = causal_cache([vae.decoder])
     for index in range(latents.shape[2]):
         latent = latents[:, :, index : index + 1].to(weight.device, torch.float32) * std + mean
         hidden = vae.post_quant_conv(latent.to(weight.dtype))
-        pixels = vae.decoder(hidden, feat_cache=cache, feat_idx=[0], first_chunk=index == 0)
+        if in_strips is not None:
+            pixels = in_strips(hidden, first_chunk=index == 0)
+        else:
+            pixels = vae.decoder(hidden, feat_cache=cache, feat_idx=[0], first_chunk=index == 0)
         if vae.config.patch_size is not None:
             pixels = unpatchify(pixels, patch_size=vae.config.patch_size)
         yield pixels.to(torch.float32).clamp(-1.0, 1.0)
