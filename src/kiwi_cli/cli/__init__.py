@@ -7,8 +7,10 @@ modules, raise `KiwiError` and return nothing. Exit codes: 0 done, 1 failed, 2 w
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 
@@ -45,9 +47,15 @@ from kiwi_cli.cli import edit as _edit  # noqa: E402  (registers its commands on
 COMMAND_MODULES = (_edit,)
 
 
+def _terminate(number: int, frame: Any) -> None:
+    """A polite kill is an interruption: `with` blocks clean up."""
+    raise KeyboardInterrupt
+
+
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and turn whatever ends it into an exit code: the only place that catches everything."""
     console = Console()
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
         return code if isinstance(code, int) else EXIT_OK
