@@ -25,6 +25,10 @@ _MATRICES: dict[int, Matrix] = {
 }
 # matrix -> SWS_CS_*, the numbers that PyAV's reformatter takes
 _SWS = {"bt709": 1, "fcc": 4, "bt601": 5, "smpte240m": 7, "bt2020": 9, "rgb": 1}
+# matrix -> weights of red and blue in the luma (ITU-R BT.601, BT.709, BT.2020)
+_WEIGHTS = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}
+# pixel format -> luma samples across and down for one of chroma
+_SUBSAMPLING = {"yuv420p": (2, 2), "yuv422p": (2, 1), "yuv444p": (1, 1)}
 _LIMITED, _FULL = 1, 2
 _NOT_SAID = 2  # AVCOL_*_UNSPECIFIED
 _HD_LINES = 720  # untagged clips from here on are taken to be BT.709, smaller ones BT.601
@@ -116,6 +120,10 @@ class FromRgb:
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
         if self._format == "rgb24":
             return frame
+        if self._colour.full_range and self._format in _SUBSAMPLING and self._colour.matrix in _WEIGHTS:
+            frame = _full_range(rgb, self._colour.matrix, self._format)
+            tag_frame(frame, self._colour)
+            return frame
         converted = self._reformatter.reformat(
             frame,
             format=self._format,
@@ -128,6 +136,26 @@ class FromRgb:
         )
         tag_frame(converted, self._colour)
         return converted
+
+
+def _full_range(rgb: np.ndarray, matrix: str, pixel_format: str) -> av.VideoFrame:
+    """RGB to full-range 8-bit YUV. swscale cuts the chroma's fractions off here instead of rounding: a green
+    tint of 0.5 to 0.9 levels that grows with every generation."""
+    red, blue = _WEIGHTS[matrix]
+    r, g, b = (rgb[..., i].astype(np.float32) for i in range(3))
+    luma = red * r + (1 - red - blue) * g + blue * b
+    planes = [luma, (b - luma) / (2 * (1 - blue)) + 128, (r - luma) / (2 * (1 - red)) + 128]
+    height, width = luma.shape
+    frame = av.VideoFrame(width, height, pixel_format)
+    across, down = _SUBSAMPLING[pixel_format]
+    for index, values in enumerate(planes):
+        if index and across > 1:
+            values = np.pad(values, ((0, height % down), (0, width % across)), "edge")
+            values = values.reshape(values.shape[0] // down, down, values.shape[1] // across, across).mean((1, 3))
+        plane = frame.planes[index]
+        lines = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+        lines[: values.shape[0], : values.shape[1]] = np.clip(values + 0.5, 0, 255)
+    return frame
 
 
 def tag_frame(frame: av.VideoFrame, colour: Colour) -> None:

@@ -72,7 +72,8 @@ def output_tags(clip: Clip, extra: dict[str, str], container: str) -> tuple[dict
     if container not in ("mp4", "mov"):
         return tags | ({"kiwi": extra["kiwi"]} if "kiwi" in extra else {}), {}
     options = {"movflags": "+faststart"}
-    if any(k.lower() not in _STANDARD and k != "creation_time" for k in tags):
+    own_keys = any(k.lower() not in _STANDARD and k != "creation_time" for k in tags)
+    if own_keys or (container == "mov" and "kiwi" in extra and "comment" in tags):
         # Phones write keys of their own (com.apple.quicktime.*); the muxer keeps them only in this layout,
         # which has room for any name.
         options["movflags"] += "+use_metadata_tags"
