@@ -58,6 +58,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+        if code == EXIT_INTERRUPTED:  # Typer turns Ctrl-C into this code without a word
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else EXIT_OK
     except KiwiError as error:
         if os.environ.get("KIWI_DEBUG") == "1":
