@@ -7,7 +7,6 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-
 from kiwi_cli.errors import UsageError
 from kiwi_cli.video import (
     Size,

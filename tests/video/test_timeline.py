@@ -113,7 +113,13 @@ def test_seeking_finds_the_same_frames_as_walking(tmp_path, start):
 def test_the_reader_reads_what_select_counted(tmp_path):
     path = make_clip(tmp_path / "clip.mp4", frames=50, fps=Fraction(30000, 1001), size=(64, 48))
     clip = probe(path)
-    for options in ({}, {"fps": 12}, {"start": 0.5, "fps": 7.5}, {"start": 1, "duration": 0.3}, {"frames": 7, "fps": 5}):
+    for options in (
+        {},
+        {"fps": 12},
+        {"start": 0.5, "fps": 7.5},
+        {"start": 1, "duration": 0.3},
+        {"frames": 7, "fps": 5},
+    ):
         span = select(clip, **options)
         assert len(list(read_frames(clip, span))) == span.frame_count
 

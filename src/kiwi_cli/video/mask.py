@@ -143,7 +143,7 @@ def feathered(mask: np.ndarray, feather: int) -> np.ndarray:
         return mask
     image = Image.fromarray(mask)
     # A blurred step is one half at the edge; twice that minus one begins at 0 there.
-    blurred = np.asarray(image.filter(ImageFilter.GaussianBlur(feather / 2))).astype(np.int16)
+    blurred = np.asarray(image.filter(ImageFilter.GaussianBlur(feather / 3))).astype(np.int16)
     return np.minimum(mask, np.clip(2 * blurred - 255, 0, 255)).astype(np.uint8)
 
 

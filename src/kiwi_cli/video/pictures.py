@@ -19,7 +19,7 @@ from kiwi_cli.video.clip import MAX_DIMENSION, MAX_TOTAL_PIXELS
 from kiwi_cli.video.failures import reading
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP")
+_FORMATS = ("PNG", "JPEG", "WEBP")  # Pillow calls JPEGs of several pictures MPO, and shows the first
 _ORIENTATION = 0x0112  # EXIF tag
 _EXIF_DESCRIPTION = 0x010E  # EXIF ImageDescription
 _KIWI_PREFIX = "kiwi:"
@@ -89,12 +89,12 @@ def read_picture(path: Path) -> Picture:
         with Image.open(path, formats=_FORMATS) as image:
             icc = image.info.get("icc_profile")
             orientation = image.getexif().get(_ORIENTATION, 1)
-            exif = _upright_exif(image)
             if header.bit_depth == 16:
                 pixels = _turn(_decode_png16(path), orientation)
             else:
                 upright = ImageOps.exif_transpose(image)
                 pixels = np.asarray(upright.convert("RGBA" if header.has_alpha else "RGB"))
+            exif = _upright_exif(image)  # last: it changes what the picture says of itself
     return Picture(np.ascontiguousarray(pixels), icc, exif, header.text)
 
 
