@@ -1,4 +1,4 @@
-"""Files to tensors: find a checkpoint, read its headers, fill a module with it, strictly.
+"""Files to tensors: open a checkpoint's parts, read their headers, fill a module with them, strictly.
 
 Nothing here knows a model class. Everything read is untrusted: only JSON and safetensors are opened, names in
 an index may not leave their folder, and shapes are compared before a byte of data is touched.
@@ -6,16 +6,15 @@ an index may not leave their folder, and shapes are compared before a byte of da
 
 from __future__ import annotations
 
-import difflib
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kiwi_cli.errors import CheckpointError
-from kiwi_cli.variants import RELEASED_FILES, VARIANTS, find_variant
+from kiwi_cli.layout import RELEASED
+from kiwi_cli.tensorfile import TensorInfo, read_header
 
 if TYPE_CHECKING:
     import torch
@@ -25,44 +24,21 @@ MAX_JSON_BYTES = 64 * 2**20
 
 RELAYOUT_HINT = "use a folder in the released Kiwi-Edit layout"
 
+PIPELINE_CLASS = "KiwiEditPipeline"
+
 
 def locate(name_or_path: str) -> Path:
-    """A checkpoint folder on this machine for a variant's name, a folder or a Hub id.
+    """A checkpoint folder on this machine for a variant's name, a folder, a raw training checkpoint or a Hub id.
 
-    A folder that exists is taken as it is. Anything else is asked of the Hub's cache, and fetched if need be.
+    What is here already is used without any network request; the rest is fetched, and raw checkpoints are
+    converted, once.
 
     Raises:
         CheckpointError: nothing of that name, or the Hub cannot be reached.
     """
-    folder = Path(name_or_path).expanduser()
-    if folder.is_dir():
-        return folder
-    variant = find_variant(name_or_path)
-    repo = variant.repo if variant else name_or_path
-    if folder.exists():
-        raise CheckpointError(f"not a checkpoint folder: '{name_or_path}'", RELAYOUT_HINT)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or ".." in repo:
-        names = [v.name for v in VARIANTS]
-        close = difflib.get_close_matches(name_or_path, names, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"known models: {', '.join(names)}"
-        raise CheckpointError(f"no such model or folder: '{name_or_path}'", hint)
-    return _fetch(repo)
+    from kiwi_cli.hub import ensure
 
-
-def _fetch(repo: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repo, allow_patterns=list(RELEASED_FILES), local_files_only=True))
-    except Exception:  # any reason not to have it whole in the cache means: ask the Hub
-        pass
-    try:
-        return Path(snapshot_download(repo, allow_patterns=list(RELEASED_FILES)))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"could not fetch '{repo}': {reason}", "check the name and the network, then try again"
-        ) from error
+    return ensure(name_or_path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -84,6 +60,37 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def check_layout(folder: Path) -> None:
+    """That a folder is a Kiwi-Edit checkpoint, by its index alone.
+
+    Raises:
+        CheckpointError: no `model_index.json`, or one of another pipeline.
+    """
+    name = read_json(folder / "model_index.json").get("_class_name")
+    found = name[-1] if isinstance(name, list) and name else name
+    if found not in (PIPELINE_CLASS, "KiwiPipeline"):
+        raise CheckpointError(
+            f"'{folder}' holds another kind of model: '{found}'", f"{RELAYOUT_HINT} ({PIPELINE_CLASS})"
+        )
+
+
+def open_all(folder: Path) -> dict[tuple[str, str], TensorFiles]:
+    """Every part's headers and indexes, checked: what is there to see without reading weights or importing torch.
+
+    Returns:
+        (folder, stem) as in the layout -> its tensors.
+
+    Raises:
+        CheckpointError: as `TensorFiles.open`.
+    """
+    return {(part, stem): TensorFiles.open(folder / part, stem) for part, stem in RELEASED.weights}
+
+
+def parameter_count(folder: Path) -> int:
+    """Number of stored parameters, from the headers."""
+    return sum(info.elements for files in open_all(folder).values() for info in files.infos.values())
+
+
 @dataclass(frozen=True)
 class TensorFiles:
     """The tensors of one part of a checkpoint, in one file or in shards.
@@ -91,12 +98,12 @@ class TensorFiles:
     Attributes:
         label: what errors call it: the path of the file or of the index.
         where: key -> file that holds it.
-        shapes: key -> shape.
+        infos: key -> its type, shape and place in that file.
     """
 
     label: Path
     where: Mapping[str, Path]
-    shapes: Mapping[str, tuple[int, ...]]
+    infos: Mapping[str, TensorInfo]
 
     @classmethod
     def open(cls, folder: Path, stem: str) -> TensorFiles:
@@ -107,53 +114,100 @@ class TensorFiles:
         """
         single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
         if single.is_file():
-            shapes = _read_header(single)
-            return cls(single, dict.fromkeys(shapes, single), shapes)
+            return cls.open_file(single)
         if not index.is_file():
             raise CheckpointError(f"no {single.name} in '{folder}'", RELAYOUT_HINT)
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"'{index}' has no weight_map", "fetch the file again")
-        headers = {name: _read_header(_shard(folder, name, index)) for name in set(weight_map.values())}
+        paths = {name: _shard(folder, name, index) for name in weight_map.values()}
+        headers = {name: read_header(path) for name, path in sorted(paths.items())}
         for key, name in weight_map.items():
             if key not in headers[name]:
                 raise CheckpointError(
-                    f"'{folder / name}' has no tensor '{key}', which its index names", "fetch the file again"
+                    f"'{paths[name]}' has no tensor '{key}', which its index names", "fetch the file again"
                 )
-        where = {key: folder / name for key, name in weight_map.items()}
+        where = {key: paths[name] for key, name in weight_map.items()}
         return cls(index, where, {key: headers[name][key] for key, name in weight_map.items()})
 
-    def tensors(self, keys: Iterable[str], device: torch.device | str = "cpu") -> Iterable[tuple[str, torch.Tensor]]:
-        """Each key with its tensor, in stored precision, file by file; on the CPU it is mapped, not read."""
-        from safetensors import safe_open
+    @classmethod
+    def open_file(cls, path: Path) -> TensorFiles:
+        """Read the header of one file."""
+        infos = read_header(path)
+        return cls(path, dict.fromkeys(infos, path), infos)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Key -> shape."""
+        return {key: info.shape for key, info in self.infos.items()}
+
+    def tensor(self, key: str) -> torch.Tensor:
+        """One tensor on the CPU in stored precision, in memory of its own."""
+        import torch
+
+        info = self.infos[key]
+        buffer = torch.empty(info.stop - info.start, dtype=torch.uint8)
+        with self.where[key].open("rb", buffering=0) as file:
+            file.seek(info.start)
+            view: memoryview = memoryview(buffer.numpy())  # type: ignore[arg-type]
+            filled = 0
+            while filled < len(view):
+                count = file.readinto(view[filled:])
+                if not count:
+                    raise CheckpointError(f"'{self.where[key]}' became shorter while it was read", "fetch it again")
+                filled += count
+        return buffer.view(torch_dtype(info.dtype)).reshape(info.shape)
+
+    def tensors(
+        self, wanted: Mapping[str, torch.dtype], device: torch.device | str = "cpu"
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Each wanted key with its tensor, in file order.
+
+        A tensor that stays on the CPU in its stored precision is mapped: nothing is read until it is used, and the
+        system can drop its pages again. Any other is read into memory of its own, one at a time, because the pages
+        of a mapping would stay resident beside the copy.
+        """
+        import torch
 
         by_file: dict[Path, list[str]] = {}
-        for key in keys:
+        for key in sorted(wanted, key=lambda key: (str(self.where[key]), self.infos[key].start)):
             by_file.setdefault(self.where[key], []).append(key)
-        for path, names in by_file.items():
-            with safe_open(path, framework="pt", device=str(device)) as file:
-                for name in names:
-                    yield name, file.get_tensor(name)
+        for path, keys in by_file.items():
+            mapping: Any = None
+            for key in keys:
+                info = self.infos[key]
+                stored = torch_dtype(info.dtype)
+                aligned = info.start % stored.itemsize == 0
+                if torch.device(device).type == "cpu" and stored == wanted[key] and aligned and info.elements:
+                    if mapping is None:
+                        size = path.stat().st_size
+                        mapping = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
+                    count = info.stop - info.start
+                    flat = torch.empty(0, dtype=torch.uint8).set_(mapping, info.start, (count,), (1,))
+                    yield key, flat.view(stored).reshape(info.shape)
+                else:
+                    yield key, self.tensor(key).to(device, wanted[key])
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The library's type of a type in the file format."""
+    import torch
+
+    return {
+        "F64": torch.float64,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+        "F8_E4M3": torch.float8_e4m3fn,
+        "F8_E5M2": torch.float8_e5m2,
+    }[name]
 
 
 def _shard(folder: Path, name: Any, index: Path) -> Path:
-    if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+    inside = isinstance(name, str) and Path(name).name == name and "\\" not in name and name.endswith(".safetensors")
+    if not inside:
         raise CheckpointError(f"'{index}' names a file outside its folder: '{name}'", "do not use this checkpoint")
     return folder / name
-
-
-def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:  # refuses oversized headers and truncated data
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise CheckpointError(f"missing file: '{path}'", "fetch the checkpoint again") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"'{path}' is damaged or not a safetensors file: {error}", "fetch the file again"
-        ) from error
 
 
 def fill(
@@ -206,9 +260,9 @@ def fill(
                 "the weights and the configs of this checkpoint do not belong together",
             )
     state = {
-        targets[key]: tensor.to(dtype(targets[key]))
+        targets[key]: tensor
         for part, targets in plan
-        for key, tensor in part.tensors(targets, device)
+        for key, tensor in part.tensors({key: dtype(target) for key, target in targets.items()}, device)
     }
     module.load_state_dict(state, strict=True, assign=True)
     module.requires_grad_(False)

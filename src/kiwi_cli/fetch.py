@@ -1,0 +1,272 @@
+"""From the Hub to the cache: list a repository, choose what is needed, fetch it.
+
+The free disk is compared with what is missing before the first byte. Several files come at once, through the Hub's
+own client (and Xet, where it is installed); each is checked against the Hub's hash when it is complete. Whatever
+ends a download, complete files stay, and only the rest is fetched the next time.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kiwi_cli.cache import CachedRepo, HubFile, default_root, free_bytes
+from kiwi_cli.console import Console, format_bytes
+from kiwi_cli.errors import CheckpointError, UsageError
+from kiwi_cli.hub_errors import AGAIN, explain, retrying
+from kiwi_cli.layout import PICKLE_HINT, PICKLES, RELEASED, Layout, choose_raw
+from kiwi_cli.transfer import Transfer, transfer
+
+WORKERS = 4  # files at once
+REQUEST_TIMEOUT = float(os.environ.get("HF_HUB_ETAG_TIMEOUT", 10))  # seconds for an answer
+STALL_TIMEOUT = 6 * float(os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT", 10))  # seconds without a byte in any file
+
+
+@dataclass(frozen=True)
+class Access:
+    """How to reach the Hub and where to keep what comes from it.
+
+    Attributes:
+        root: the cache; None is the Hub's own.
+        token: None takes the Hub's own (HF_TOKEN, `hf auth login`).
+        download: False makes anything missing an error.
+        console: for announcements and progress, or None.
+    """
+
+    root: Path = field(default_factory=default_root)
+    token: str | None = None
+    download: bool = True
+    console: Console | None = None
+
+    def cached(self, repo: str) -> CachedRepo:
+        """A repository's place in the cache."""
+        return CachedRepo(self.root, repo)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What fetching a repository means.
+
+    Attributes:
+        commit: what the revision is now.
+        files: all that is needed; `missing`: those that are not here yet.
+    """
+
+    cached: CachedRepo
+    revision: str
+    commit: str
+    files: tuple[HubFile, ...]
+
+    @property
+    def missing(self) -> tuple[HubFile, ...]:
+        return tuple(file for file in self.files if not self.cached.has(self.commit, file))
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def missing_bytes(self) -> int:
+        """What has to be transferred."""
+        return sum(file.size for file in self.missing)
+
+
+def plan(repo: str, revision: str, access: Access, layout: Layout | None = None) -> Plan:
+    """Ask the Hub what a repository holds and choose what is needed of it.
+
+    Args:
+        layout: None takes whichever it is: the released layout, or a raw checkpoint.
+
+    Raises:
+        CheckpointError: the Hub cannot be reached, the repository or the revision is not there, or files are.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
+
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise CheckpointError(
+            f"'{repo}' is not complete on this machine and HF_HUB_OFFLINE is set",
+            "unset HF_HUB_OFFLINE and run `kiwi download` once",
+        )
+    api = HfApi(library_name="kiwi-cli", token=access.token)
+    try:
+        info = retrying(lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=REQUEST_TIMEOUT))
+    except HFValidationError as error:
+        raise UsageError(f"not a Hub id: '{repo}'", "it has the form owner/name") from error
+    except Exception as error:  # whatever the client and its HTTP library raise
+        raise explain(error, repo, revision) from error
+    listed = {sibling.rfilename: sibling for sibling in info.siblings or ()}
+    if layout is None:
+        layout = RELEASED if "model_index.json" in listed else None
+    if layout is None:
+        layout = Layout(required=(choose_raw(listed, repo),), optional=(), weights=())
+    names, lacking = layout.choose(listed)
+    if lacking:
+        pickle = next((name for name in listed if name.endswith(PICKLES)), None)
+        hint = PICKLE_HINT if pickle else "it is not a checkpoint of this kind; check the name"
+        raise CheckpointError(f"'{repo}' has no {lacking[0]}", hint)
+    files = tuple(_hub_file(listed[name]) for name in names)
+    return Plan(access.cached(repo), revision, str(info.sha), files)
+
+
+def _hub_file(sibling: Any) -> HubFile:
+    sha256 = sibling.lfs.sha256 if sibling.lfs is not None else None
+    return HubFile(sibling.rfilename, int(sibling.size or 0), sha256, sibling.blob_id)
+
+
+def check_room(needed: int, folder: Path, what: str) -> None:
+    """That a disk has room, before the first byte.
+
+    Raises:
+        CheckpointError: it has not.
+    """
+    free = free_bytes(folder)
+    if needed > free:
+        raise CheckpointError(
+            f"not enough room for {what} in '{folder}': needs {format_bytes(needed)}, {format_bytes(free)} free",
+            "free some space, or choose another disk with --cache-dir or HF_HOME",
+        )
+
+
+def fetch(chosen: Plan, access: Access) -> Path:
+    """Fetch what is missing of a plan, several files at once, each checked when it is complete.
+
+    Returns:
+        The snapshot. It becomes what the revision means only when it is whole.
+
+    Raises:
+        CheckpointError: in words for the person; what is complete stays.
+    """
+    cached, missing = chosen.cached, chosen.missing
+    cached.sweep()
+    check_room(chosen.missing_bytes, cached.root, f"'{cached.repo}'")
+    if missing and access.console is not None:
+        size = format_bytes(chosen.missing_bytes)
+        access.console.note(f"fetching '{cached.repo}': {size} in {len(missing)} files, to '{cached.root}'")
+    try:
+        cached.write_record(chosen.commit, chosen.files)
+        with transfer(access.console, cached.repo.partition("/")[2], chosen.missing_bytes) as counter:
+            absent = [f for f in chosen.files if not (cached.snapshot(chosen.commit) / f.path).exists()]
+            _fetch_files(chosen, absent, access.token, counter)
+        cached.set_commit(chosen.revision, chosen.commit)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise explain(error, cached.repo, chosen.revision, str(cached.root)) from error
+    return cached.snapshot(chosen.commit)
+
+
+class _Stopped(Exception):
+    """Another file failed, or the person interrupted: this one ends at its next piece."""
+
+
+def _fetch_files(chosen: Plan, files: Sequence[HubFile], token: str | None, counter: Transfer) -> None:
+    work: queue.SimpleQueue[HubFile] = queue.SimpleQueue()
+    results: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+    stop = threading.Event()
+    # The largest first: the last file to finish then is a small one.
+    for file in sorted(files, key=lambda file: -file.size):
+        work.put(file)
+
+    def run() -> None:
+        while not stop.is_set():
+            try:
+                file = work.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                _fetch_file(chosen, file, token, counter, stop)
+                results.put(None)
+            except BaseException as error:
+                results.put(error)
+
+    # Daemons, because a thread that waits for a silent server must not keep the process from ending.
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(min(WORKERS, len(files)))]
+    for thread in threads:
+        thread.start()
+    counter.touch()
+    finished = 0
+    try:
+        while finished < len(files):
+            try:
+                failure = results.get(timeout=0.2)
+            except queue.Empty:
+                if counter.idle() > STALL_TIMEOUT:
+                    raise CheckpointError("the Hub stopped answering", f"check the network, then {AGAIN}") from None
+                continue
+            finished += 1
+            if failure is not None:
+                raise failure
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(timeout=2.0)
+        chosen.cached.sweep()
+
+
+def _fetch_file(chosen: Plan, file: HubFile, token: str | None, counter: Transfer, stop: threading.Event) -> None:
+    """One file, retried while the server is busy, and once when what came is not what the Hub said."""
+    for last_try in (False, True):
+        retrying(lambda: _request(chosen, file, token, counter, stop), stop.is_set)
+        counter.touch()
+        problem = chosen.cached.check(chosen.commit, file, lambda _: counter.touch())
+        if problem is None:
+            return
+        chosen.cached.discard(chosen.commit, file.path)
+        if last_try:
+            raise CheckpointError(
+                f"'{file.path}' of '{chosen.cached.repo}' came damaged twice: {problem}",
+                "it changed on the server, or something on the way alters it; try again later",
+            )
+        counter.advance(-file.size)
+
+
+def _request(chosen: Plan, file: HubFile, token: str | None, counter: Transfer, stop: threading.Event) -> None:
+    from huggingface_hub import hf_hub_download
+
+    counted = 0
+
+    class Bar:
+        """What the client believes to be its progress bar."""
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def update(self, count: float | None = 1) -> None:
+            nonlocal counted
+            if stop.is_set():
+                raise _Stopped
+            counted += int(count or 0)
+            counter.advance(int(count or 0))
+
+        def __enter__(self) -> Bar:
+            return self
+
+        def __exit__(self, *_: Any) -> None:
+            pass
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return lambda *_, **__: None
+
+    try:
+        hf_hub_download(
+            chosen.cached.repo,
+            file.path,
+            revision=chosen.commit,
+            cache_dir=chosen.cached.root,
+            token=token,
+            etag_timeout=REQUEST_TIMEOUT,
+            tqdm_class=Bar,
+            library_name="kiwi-cli",
+        )
+    except BaseException:
+        counter.advance(-counted)
+        raise

@@ -1,0 +1,196 @@
+"""What can go wrong with the Hub, in words for the person: one table, by exception type.
+
+The client wraps what happened in several layers, and uses one of two HTTP libraries depending on its version;
+both are found through its own classes.
+"""
+
+from __future__ import annotations
+
+import errno
+import ssl
+import sys
+import time
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any, TypeVar
+
+from kiwi_cli.errors import CheckpointError, KiwiError
+
+Result = TypeVar("Result")
+
+RETRIES = 4
+FIRST_WAIT = 1.0  # seconds; doubles with each try
+LONGEST_WAIT = 60.0
+RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
+
+AGAIN = "run the same command again; what is complete is kept"
+LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception and what it was raised from."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def http_library() -> ModuleType:
+    """The HTTP library that the installed client uses, for its exception types."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    base = next(cls for cls in HfHubHTTPError.__mro__ if cls.__name__ == "HTTPError")
+    return sys.modules[base.__module__.partition(".")[0]]
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status that an exception, or what it was raised from, carries."""
+    for link in chain(error):
+        status = getattr(getattr(link, "response", None), "status_code", None)
+        if isinstance(status, int):
+            return status
+    return None
+
+
+def explain(error: BaseException, repo: str, revision: str = "main", where: str = "") -> KiwiError:
+    """The failure of a request or a download, as a message and a hint."""
+    from huggingface_hub import errors as hub
+
+    http = http_library()
+    table: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str, str], ...] = (
+        (
+            hub.GatedRepoError,
+            f"'{repo}' is gated: its authors want you to accept terms first",
+            f"accept them at https://huggingface.co/{repo}, then {LOG_IN}",
+        ),
+        (
+            hub.RevisionNotFoundError,
+            f"'{repo}' has no revision '{revision}'",
+            f"pass a branch, tag or commit of https://huggingface.co/{repo}/commits with --revision",
+        ),
+        (hub.DisabledRepoError, f"the Hub has disabled '{repo}'", "choose another model with --model"),
+        (
+            hub.RepositoryNotFoundError,
+            f"no repository '{repo}' on the Hub, or it is private",
+            f"check the name; for a private one, {LOG_IN}",
+        ),
+        (
+            hub.RemoteEntryNotFoundError,
+            f"a file of '{repo}' is no longer on the Hub: it changed meanwhile",
+            AGAIN,
+        ),
+        (
+            hub.OfflineModeIsEnabled,
+            f"'{repo}' is not complete on this machine and HF_HUB_OFFLINE is set",
+            "unset HF_HUB_OFFLINE and run `kiwi download` once",
+        ),
+        (
+            ssl.SSLError,
+            f"the connection to the Hub cannot be trusted: {_reason(error, ssl.SSLError)}",
+            "behind a company's proxy, point SSL_CERT_FILE at its certificate",
+        ),
+        (
+            http.ProxyError,
+            f"the proxy refused the connection to the Hub: {_reason(error, http.ProxyError)}",
+            "check HTTPS_PROXY and NO_PROXY",
+        ),
+        (http.TimeoutException, "the Hub does not answer", f"check the network, then {AGAIN}"),
+        (
+            (http.NetworkError, http.RemoteProtocolError),
+            f"cannot reach the Hub: {_reason(error, (http.NetworkError, http.RemoteProtocolError))}",
+            f"check the network, then {AGAIN}",
+        ),
+    )
+    links = list(chain(error))
+    for kinds, message, hint in table:
+        if any(isinstance(link, kinds) for link in links):
+            return CheckpointError(message, hint)
+    return _by_status(error, repo) or _by_errno(links, repo, where) or _unknown(links, repo)
+
+
+_STATUS = {
+    401: ("the Hub does not accept the token for '{repo}'", LOG_IN),
+    403: ("the Hub refuses access to '{repo}'", f"check that the token may read it, or {LOG_IN}"),
+    404: ("the Hub has no such file in '{repo}'", "check the name and the revision"),
+    429: ("the Hub asks for fewer requests", f"wait a few minutes, then {AGAIN}; logging in raises the limit"),
+}
+
+
+def _by_status(error: BaseException, repo: str) -> KiwiError | None:
+    status = status_of(error)
+    if status is None:
+        return None
+    message, hint = _STATUS.get(status, (f"the Hub failed with status {status} for '{{repo}}'", AGAIN))
+    return CheckpointError(message.format(repo=repo), hint)
+
+
+_ERRNO = {
+    errno.ENOSPC: ("the disk is full", "free some space, or choose another disk with --cache-dir"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space, or choose another disk with --cache-dir"),
+    errno.EACCES: ("no right to write there", "choose another folder with --cache-dir"),
+    errno.EPERM: ("no right to write there", "choose another folder with --cache-dir"),
+    errno.EROFS: ("the disk cannot be written to", "choose another folder with --cache-dir"),
+}
+
+
+def _by_errno(links: list[BaseException], repo: str, where: str) -> KiwiError | None:
+    for link in links:
+        if isinstance(link, OSError) and link.errno in _ERRNO:
+            message, hint = _ERRNO[link.errno]
+            place = where or str(link.filename or "")
+            return CheckpointError(f"could not store '{repo}': {message}" + (f": '{place}'" if place else ""), hint)
+    return None
+
+
+def _unknown(links: list[BaseException], repo: str) -> KiwiError:
+    text = str(links[0]).strip().splitlines()
+    return CheckpointError(f"could not fetch '{repo}': {text[0] if text else type(links[0]).__name__}", AGAIN)
+
+
+def _reason(error: BaseException, kinds: Any) -> str:
+    """The first line of the matching exception's own text."""
+    text = next((str(link) for link in chain(error) if isinstance(link, kinds)), "").strip()
+    return text.splitlines()[0] if text else "no reason given"
+
+
+def retrying(call: Callable[[], Result], give_up: Callable[[], bool] = lambda: False) -> Result:
+    """Call, and call again after a while when the Hub is busy or failing for the moment.
+
+    Waits as long as the Hub asks for, else 1, 2, 4, 8 seconds. Anything that will not mend itself is raised at once.
+    """
+    wait = FIRST_WAIT
+    for attempt in range(RETRIES + 1):
+        try:
+            return call()
+        except Exception as error:
+            if attempt == RETRIES or give_up() or not passing(error):
+                raise
+            pause = asked_wait(error)
+            time.sleep(min(wait if pause is None else pause, LONGEST_WAIT))
+            wait *= 2
+    raise AssertionError
+
+
+def passing(error: BaseException) -> bool:
+    """Whether it may be gone on the next try: a busy or failing server, a file cut short."""
+    from huggingface_hub import errors as hub
+
+    if any(isinstance(link, hub.OfflineModeIsEnabled) for link in chain(error)):
+        return False
+    status = status_of(error)
+    if status is not None:
+        return status in RETRY_STATUS
+    cut_short = isinstance(error, OSError) and "Consistency check failed" in str(error)
+    return cut_short or any(isinstance(link, http_library().RemoteProtocolError) for link in chain(error))
+
+
+def asked_wait(error: BaseException) -> float | None:
+    """Seconds the Hub asks to wait (`Retry-After`), or None."""
+    for link in chain(error):
+        headers = getattr(getattr(link, "response", None), "headers", None)
+        value = headers.get("Retry-After") if headers is not None else None
+        if value and value.isdigit():
+            return float(value)
+    return None
