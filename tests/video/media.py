@@ -101,7 +101,7 @@ def make_clip(
             stream.codec_context.layout = track.layout
             streams.append(stream)
         for stream, track in zip(streams, tracks, strict=True):
-            _add_sound(container, stream, track)
+            add_sound(container, stream, track)
         sws = {1: 1, 5: 5, 6: 5, 9: 9}.get(matrix, 1 if height >= 720 else 5)
         for number in range(frames):
             rgb = av.VideoFrame.from_ndarray(picture(number, width, height), format="rgb24")
@@ -123,7 +123,7 @@ def make_clip(
     return path
 
 
-def _add_sound(container: av.container.OutputContainer, stream, track: Sound) -> None:
+def add_sound(container: av.container.OutputContainer, stream, track: Sound) -> None:
     """A 440 Hz tone that gets louder, so that a shift in time can be heard and measured."""
     total = round(track.seconds * track.rate)
     t = np.arange(total) / track.rate

@@ -135,7 +135,7 @@ def test_a_rectangle_outside_the_clip(clip_file, spec):
 
 def test_masks_that_cannot_be_used(tmp_path, clip_file):
     clip = probe(clip_file)
-    with pytest.raises(UsageError, match="mask not found: 'nothere.png'"):
+    with pytest.raises(UsageError, match=r"mask not found: 'nothere\.png'"):
         load_mask("nothere.png", clip)
     Image.new("L", (96, 64)).save(tmp_path / "black.png")
     with pytest.raises(MediaError, match="black all over"):

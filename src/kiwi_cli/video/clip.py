@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from kiwi_cli.video.geometry import Size
 
@@ -81,6 +81,7 @@ class Clip:
     audio: tuple[AudioTrack, ...] = ()
     other_streams: tuple[str, ...] = ()  # subtitles and data, by type
     metadata: dict[str, str] = field(default_factory=dict)
+    chapters: tuple[Any, ...] = field(default=(), repr=False)  # as PyAV gives and takes them
     time_base: Fraction = Fraction(1, 90_000)
     start: Fraction = Fraction(0)  # seconds: the first picture's own timestamp
     files: tuple[Path, ...] = ()  # the pictures of a sequence, in order

@@ -121,7 +121,7 @@ def choose_encoding(
         pixel_format = pixel_format.replace("420", "444")
         notices.append(
             f"{size} has an odd side, which 4:2:0 {name.upper()} cannot hold: written as 4:4:4, which phones "
-            "and QuickTime do not play (--codec av1 does, or a .webm)"
+            "and QuickTime do not play (a .webm, or --codec vp9, holds it in 4:2:0)"
         )
     if bit_depth > 8 and not deep and name != "prores":
         notices.append(f"{bit_depth} bits a sample become 8 (--codec hevc, av1 or prores keep 10)")

@@ -21,7 +21,7 @@ from kiwi_cli.video.opening import check_input, open_media, picture_stream
 from kiwi_cli.video.pictures import read_header, sniff
 from kiwi_cli.video.sequences import FALLBACK_FPS, numbered_pictures, sequence_fps
 
-_SCAN_BYTES = 256 << 20  # files up to this are read through once to count frames and find their times
+_SCAN_BYTES = 1 << 30  # files up to this are read through once to count frames and find their times
 _MAX_FRAMES = 5_000_000  # 23 hours at 60 frames a second
 _SRGB = Colour(matrix="rgb", full_range=True, range_tag=2)
 _CUT_OFF_HINT = "copy or download it again, or pass --allow-truncated to use what can be read"
@@ -30,7 +30,7 @@ _CUT_OFF_HINT = "copy or download it again, or pass --allow-truncated to use wha
 def probe(path: str | os.PathLike[str], *, allow_truncated: bool = False) -> Clip:
     """Describe a video, a picture or a folder of numbered pictures.
 
-    The first frame is decoded, so that a file that cannot be read fails here. Videos up to 256 MB are read
+    The first frame is decoded, so that a file that cannot be read fails here. Videos up to 1 GB are read
     through (not decoded) to count the frames and find their times.
 
     Args:
@@ -130,7 +130,9 @@ def _probe_video(path: Path, allow_truncated: bool) -> Clip:
             "pixel_aspect": 1 / aspect if turned % 180 else aspect,
             "rotation": turned,
             "mirrored": mirrored,
-            "has_alpha": has_alpha(first.format) and container.format.name != "gif",
+            "has_alpha": has_alpha(first.format) and _is_see_through(first),
+            "chapters": tuple(container.chapters()),
+            "hidden_alpha": stream.metadata.get("alpha_mode") == "1",
             "interlaced": first.interlaced_frame,
             "colour": colour_of(first, stream, first.height),
             "other_streams": tuple(s.type for s in container.streams if s.type not in ("video", "audio")),
@@ -147,7 +149,12 @@ def _checked(path: Path, facts: dict[str, Any], allow_truncated: bool, cut_off: 
     missing = facts.pop("missing")
     if missing and not allow_truncated:
         raise MediaError(f"the file is cut off or damaged: '{path}', {missing}", _CUT_OFF_HINT)
+    hidden_alpha = facts.pop("hidden_alpha")
     notices = []
+    if hidden_alpha and not facts["has_alpha"]:
+        notices.append("the clip's transparency cannot be read: its pixels are taken as they are")
+    if facts["colour"].is_hdr:
+        notices.append("the clip is HDR: the model sees its stored values, and the result keeps its tags")
     if cut_off or missing:
         notices.append(f"the file is cut off: what can be read of it is used ({facts['frame_count']} frames)")
     if facts["interlaced"]:
@@ -265,6 +272,11 @@ def _audio(container: Any, picture_start: Fraction) -> list[AudioTrack]:
             )
         )
     return tracks
+
+
+def _is_see_through(frame: av.VideoFrame) -> bool:
+    """Whether a frame with an alpha channel uses it: GIF frames always have one."""
+    return bool((frame.to_ndarray(format="rgba")[..., 3] < 255).any())
 
 
 def _pixel_aspect(stream: Any) -> Fraction:

@@ -75,6 +75,8 @@ class VideoSink:
         tags, options = output_tags(clip, target.metadata, target.container)
         self._output = av.open(str(path), "w", format=FORMATS[target.container], container_options=options)
         self._output.metadata.update(tags)
+        if clip.chapters and target.cut.begin is None:
+            self._output.set_chapters(list(clip.chapters))
         self._tick = _clock(clip)
         stream: Any = self._output.add_stream(
             encoding.encoder,

@@ -139,6 +139,7 @@ def select(
             last = time + length
             inside += 1
             taken += choice.take
+    exact = clip.frame_count_exact and (clip.timestamps is not None or not clip.has_timing)
     whole = inside == clip.frame_count
     if not whole:
         notices.append(
@@ -147,7 +148,7 @@ def select(
         )
     if taken < inside:
         notices.append(f"{taken} of {inside} frames are sampled for the model, each shown until the next")
-    return Span(begin, end, frames, rate, taken, inside, last - first, clip.frame_count_exact, whole, tuple(notices))
+    return Span(begin, end, frames, rate, taken, inside, last - first, exact, whole, tuple(notices))
 
 
 def frame_times(clip: Clip) -> Iterator[tuple[Fraction, Fraction]]:

@@ -8,12 +8,14 @@ It encodes on a thread of its own behind a queue of two chunks, so that memory d
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import queue
 import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -33,7 +35,7 @@ from kiwi_cli.video.resize import from_working, scale
 from kiwi_cli.video.sequences import RECORD
 from kiwi_cli.video.sinks import Sink, Target, open_sink
 from kiwi_cli.video.sound import Cut, plan_sound
-from kiwi_cli.video.timeline import Chooser, Span, frame_times, select
+from kiwi_cli.video.timeline import Choice, Chooser, Span, frame_times, select
 
 _QUEUED_CHUNKS = 2
 _PATIENCE = 0.2  # seconds between looks at whether the other thread is still there
@@ -179,7 +181,11 @@ class FrameWriter:
             folder = self.path.absolute().parent
             name = tempfile.mkdtemp(prefix=f".{self.path.stem[:40]}-", suffix=".kiwi-partial", dir=folder)
             self._temporary = Path(name)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            raise
         return self
 
     def __exit__(
@@ -230,8 +236,13 @@ class FrameWriter:
         sink: Sink | None = None
         try:
             with writing(self.path):
-                sink = open_sink(self._part(), self._target)
-                self._encode(sink)
+                frames = walk(self._target.clip, self._span, everything=self._keep_rest)
+                first = next(frames, None)
+                if first is None:
+                    raise MediaError(f"no frames in '{self._target.clip.path}'", "pass a smaller --start")
+                target = _begin_at(self._target, first[0].time)
+                sink = open_sink(self._part(), target)
+                self._encode(itertools.chain([first], frames), sink, target.cut)
                 sink.finish()
                 self.notices += sink.notices
         except BaseException as error:
@@ -241,25 +252,23 @@ class FrameWriter:
                 with contextlib.suppress(*LIBRARY_ERRORS):
                     sink.close()
 
-    def _encode(self, sink: Sink) -> None:
-        frames = self._edited()
+    def _encode(self, frames: Iterator[tuple[Frame, Choice]], sink: Sink, cut: Cut) -> None:
+        arriving = self._edited()
         edited: np.ndarray | None = None
-        origin = self._target.cut.begin or Fraction(0)
-        lead = self._target.cut.lead
-        for frame, choice in walk(self._target.clip, self._span, everything=self._keep_rest):
+        for frame, choice in frames:
             if choice.take:
-                edited = next(frames, None)
+                edited = next(arriving, None)
                 if edited is None:
                     raise MediaError("fewer edited frames arrived than were read", "report this as a bug")
             if self._abandoned.is_set():
                 raise MediaError("abandoned")
-            time = frame.time - origin + lead
+            time = frame.time - (cut.begin or 0) + cut.lead
             rgb = self._compose(frame, edited) if choice.inside and edited is not None else frame.pixels.rgb()
             if self._compare is not None:
                 rgb = compare(frame.pixels.rgb(), rgb, self._compare, time)
             sink.add(scale(rgb, self._target.size), frame, time)
             self.frames_written += 1
-        if next(frames, None) is not None:
+        if next(arriving, None) is not None:
             raise MediaError("more edited frames arrived than were read", "report this as a bug")
 
     def _compose(self, frame: Frame, edited: np.ndarray) -> np.ndarray:
@@ -313,6 +322,8 @@ def plan_target(
         raise UsageError(f"a {container} has no codec to choose: '{codec}'", "leave --codec out")
     tracks, said = plan_sound(clip, container, sound)
     notices += said
+    if clip.chapters and not whole:
+        notices.append("not kept: the chapters of the whole clip")
     if clip.other_streams:
         notices.append(f"not kept: {', '.join(sorted(set(clip.other_streams)))} streams")
     if clip.has_alpha and (encoding is not None or container in ("gif", "jpeg")):
@@ -335,6 +346,14 @@ def plan_target(
         # Codecs settle for some 20 ms before the first sound; more than that is sound before the picture.
         cut = Cut(lead=-earliest if earliest < -Fraction(1, 20) else Fraction(0))
     return Target(clip, container, size, aspect, cut, dict(metadata), encoding, tracks, quality), notices
+
+
+def _begin_at(target: Target, first: Fraction) -> Target:
+    """The target with the cut moved to the first frame's true time, where that was only estimated before."""
+    if target.cut.begin is None or target.clip.timestamps is not None:
+        return target
+    end = None if target.cut.end is None else target.cut.end + first - target.cut.begin
+    return replace(target, cut=replace(target.cut, begin=first, end=end))
 
 
 def _bounds(clip: Clip, span: Span) -> tuple[Fraction, Fraction]:
