@@ -145,3 +145,23 @@ def _identity(file: Path) -> str:
                 status = path.stat()
                 digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
     return f"{file.stem}-{digest.hexdigest()[:16]}"
+
+
+def fetch_source(name: str, access: Access) -> tuple[Path, bool]:
+    """A model on the Hub as it is there, not converted, and whether reference tokens come first.
+
+    Returns:
+        The raw file, or the folder of a released checkpoint; and what the table of variants says of it.
+
+    Raises:
+        CheckpointError: as `hub.ensure`.
+    """
+    from kiwi_cli.fetch import fetch, plan
+    from kiwi_cli.hub import resolve
+
+    repo, variant = resolve(name)
+    chosen = plan(repo, variant.revision if variant else "main", access)
+    folder = fetch(chosen, access)
+    if (folder / "model_index.json").is_file():
+        return folder, False
+    return folder / chosen.files[0].path, variant is not None and variant.references_first

@@ -1,0 +1,239 @@
+"""`kiwi download`: what models there are, what is here, and bringing the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kiwi_cli.cli import app
+from kiwi_cli.console import Console, format_bytes
+from kiwi_cli.errors import CheckpointError, UsageError
+from kiwi_cli.variants import DEFAULT_EDIT, QWEN_REPO, VARIANTS, WAN_REPO, Score, Variant, complete_names
+
+if TYPE_CHECKING:
+    from kiwi_cli.fetch import Access
+
+WHAT, WHERE = "What to do", "Where"
+
+
+@app.command()
+def download(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="A model's name or a Hub id.",
+            envvar="KIWI_MODEL",
+            autocompletion=complete_names,
+        ),
+    ] = DEFAULT_EDIT,
+    list_: Annotated[
+        bool, typer.Option("--list", help="List the models, and which are here.", rich_help_panel=WHAT)
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be fetched, and fetch nothing.", rich_help_panel=WHAT)
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every file that is here, offline.", rich_help_panel=WHAT)
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="With --verify: fetch the bad files again.", rich_help_panel=WHAT)
+    ] = False,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Delete the model from the cache.", rich_help_panel=WHAT)
+    ] = False,
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            "--revision", help="A branch, tag or commit. Default: main.", rich_help_panel=WHERE, show_default=False
+        ),
+    ] = None,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option("--cache-dir", help="Instead of the Hub's own cache.", rich_help_panel=WHERE, show_default=False),
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            "--token", help="Instead of HF_TOKEN or `hf auth login`.", rich_help_panel=WHERE, show_default=False
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only warnings and errors on stderr.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="With --list: every score and licence.")] = False,
+) -> None:
+    """Fetch a model into the Hub's cache; jobs then need no network.
+
+    Complete files are never fetched twice: after an interruption, run the same command again.
+
+    Examples:
+
+      kiwi download
+
+      kiwi download reference-only --dry-run
+
+      kiwi download --list -v
+
+      kiwi download instruct-reference --verify --repair
+    """
+    chosen = [name for name, given in (("--dry-run", dry_run), ("--verify", verify), ("--remove", remove)) if given]
+    if len(chosen) > 1 or (list_ and chosen):
+        raise UsageError(f"{' and '.join([*(['--list'] if list_ else []), *chosen])} exclude each other", "pass one")
+    if repair and not verify:
+        raise UsageError("--repair needs --verify", "pass both: kiwi download MODEL --verify --repair")
+    console = Console(quiet=quiet, as_json=as_json, verbose=verbose)
+    from kiwi_cli.fetch import Access
+
+    access = Access(cache_dir, token, True, console) if cache_dir else Access(token=token, console=console)
+    if list_:
+        list_models(access, console)
+    elif remove:
+        remove_model(model, access, console)
+    elif verify:
+        verify_model(model, revision, repair, access, console)
+    elif dry_run:
+        show_plan(model, revision, access, console)
+    else:
+        from kiwi_cli.hub import ensure
+
+        folder = ensure(model, console=console, revision=revision, cache_dir=cache_dir, token=token)
+        console.result(str(folder), {"model": model, "path": str(folder)})
+
+
+def list_models(access: Access, console: Console) -> None:
+    """Every variant with its state in the cache."""
+    rows = []
+    for variant in VARIANTS:
+        row = {
+            "name": variant.name,
+            "repo": variant.repo,
+            "kind": variant.kind,
+            "tasks": list(variant.tasks),
+            "bytes": variant.bytes,
+            "cached": state(variant, access),
+            "cached_bytes": access.cached(variant.repo).size(),
+            "scores": [describe_score(score) for score in variant.scores],
+            "size": list(variant.size),
+            "frames": variant.frames,
+            "licence": variant.licence,
+            "summary": variant.summary,
+        }
+        rows.append(row)
+    lines = [f"{'model':<19}{'cached':<10}{'size':>9}  {'for':<16}{'best published score'}"]
+    for variant, row in zip(VARIANTS, rows, strict=True):
+        score = f"{variant.scores[0].overall:.2f} {variant.scores[0].benchmark}" if variant.scores else "-"
+        held = access.cached(variant.repo).size() or variant.bytes
+        size = format_bytes(held) if held else "?"
+        lines.append(f"{variant.name:<19}{row['cached']:<10}{size:>9}  {', '.join(variant.tasks):<16}{score}")
+        if console.verbose:
+            lines += [f"    {text}" for text in details(variant)]
+    if console.verbose:
+        lines.append(f"cache: {access.root}")
+    console.result("\n".join(lines), {"cache": str(access.root), "models": rows})
+
+
+def state(variant: Variant, access: Access) -> str:
+    """'yes', 'partly' or 'no'."""
+    from kiwi_cli.layout import RELEASED
+    from kiwi_cli.raw import HUB_DTYPE
+
+    cached = access.cached(variant.repo)
+    commit = cached.commit(variant.revision)
+    if commit and (cached.converted(commit, HUB_DTYPE).is_dir() or cached.whole(variant.revision, RELEASED)):
+        return "yes"
+    return "partly" if cached.size() else "no"
+
+
+def details(variant: Variant) -> list[str]:
+    """The lines of `--list -v`."""
+    width, height = variant.size
+    lines = [
+        variant.summary,
+        f"https://huggingface.co/{variant.repo}",
+        f"up to {variant.frames} frames, {width}x{height}",
+    ]
+    if variant.kind == "raw":
+        lines.append(f"trained parameters only: converted once, with {QWEN_REPO} and {WAN_REPO}")
+    for score in variant.scores:
+        columns = ", ".join(f"{name} {value:.2f}" for name, value in score.columns)
+        lines.append(
+            f"{score.benchmark} ({score.judge}): {score.overall:.2f}, {score.average}; {columns}; {score.source}"
+        )
+    return [*lines, variant.licence]
+
+
+def describe_score(score: Score) -> dict[str, Any]:
+    """A score for `--json`."""
+    return {
+        "benchmark": score.benchmark,
+        "judge": score.judge,
+        "overall": score.overall,
+        "average": score.average,
+        "columns": dict(score.columns),
+        "source": score.source,
+    }
+
+
+def show_plan(model: str, revision: str | None, access: Access, console: Console) -> None:
+    """What would be fetched, how large it is, and whether it would fit."""
+    from kiwi_cli.cache import free_bytes
+    from kiwi_cli.fetch import check_room, plan
+    from kiwi_cli.hub import resolve
+    from kiwi_cli.layout import QWEN_BASE, RELEASED, WAN_BASE_WITHOUT_TRANSFORMER
+
+    repo, variant = resolve(model)
+    wanted = revision or (variant.revision if variant else "main")
+    plans = [plan(repo, wanted, access, RELEASED if variant and variant.kind == "released" else None)]
+    if not any(file.path == "model_index.json" for file in plans[0].files):
+        plans.append(plan(QWEN_REPO, "main", access, QWEN_BASE))
+        plans.append(plan(WAN_REPO, "main", access, WAN_BASE_WITHOUT_TRANSFORMER))
+    lines, rows = [], []
+    for part in plans:
+        missing = set(part.missing)
+        lines.append(f"{part.cached.repo} at {part.commit[:12]}")
+        for file in part.files:
+            lines.append(f"  {format_bytes(file.size):>9}  {'fetch ' if file in missing else 'here  '}  {file.path}")
+            rows.append({"repo": part.cached.repo, "path": file.path, "bytes": file.size, "fetch": file in missing})
+    total = sum(part.missing_bytes for part in plans)
+    free = free_bytes(access.root)
+    lines.append(f"to fetch: {format_bytes(total)}; free in '{access.root}': {format_bytes(free)}")
+    if len(plans) > 1:
+        lines.append("it is a raw checkpoint: converting it needs room for about 19 GB more, and, unless it holds the")
+        lines.append(f"whole transformer, the transformer of {WAN_REPO}")
+    data = {"model": model, "bytes": total, "free_bytes": free, "cache": str(access.root), "files": rows}
+    console.result("\n".join(lines), data)
+    check_room(total, access.root, f"'{model}'")
+
+
+def verify_model(model: str, revision: str | None, repair: bool, access: Access, console: Console) -> None:
+    """Sizes and hashes of what is here, against what the Hub said."""
+    from kiwi_cli import hub
+
+    repo, variant = hub.resolve(model)
+    wanted = revision or (variant.revision if variant else "main")
+    count, bad = hub.verify(repo, wanted, access)
+    for path, problem in bad:
+        console.warn(f"'{path}': {problem}")
+    if bad and not repair:
+        names = ", ".join(f"'{path}'" for path, _ in bad)
+        raise CheckpointError(
+            f"{len(bad)} of {count} files of '{model}' are bad: {names}",
+            f"kiwi download {model} --verify --repair fetches them again",
+        )
+    if bad:
+        hub.repair(repo, wanted, [path for path, _ in bad], access)
+    text = f"{count} files checked, {len(bad)} repaired" if bad else f"{count} files checked, all good"
+    console.result(text, {"model": model, "checked": count, "repaired": [path for path, _ in bad]})
+
+
+def remove_model(model: str, access: Access, console: Console) -> None:
+    """Delete a model from the cache."""
+    from kiwi_cli.hub import resolve
+
+    repo, _ = resolve(model)
+    freed = access.cached(repo).remove()
+    if not freed:
+        raise CheckpointError(f"nothing of '{model}' is in '{access.root}'", "kiwi download --list shows what is")
+    console.result(f"freed {format_bytes(freed)}", {"model": model, "freed_bytes": freed})
