@@ -26,6 +26,14 @@ UNUSED_PREFIX = "condition_embedder.text_embedder."
 """Keys the released transformer file holds and the model never reads."""
 
 
+_FP32_MODULES = frozenset(WanTransformer3DModel._keep_in_fp32_modules)
+
+
+def keeps_fp32(key: str) -> bool:
+    """Whether a weight of the transformer stays fp32 at every compute precision, as the library declares."""
+    return not _FP32_MODULES.isdisjoint(key.split("."))
+
+
 class ConditionEmbedder(ModelMixin, ConfigMixin):
     """Latents to transformer tokens: one Conv3d whose kernel and stride are the patch size.
 

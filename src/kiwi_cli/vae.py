@@ -116,6 +116,12 @@ def native_config(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
     return native
 
 
+def keeps_fp32(key: str) -> bool:
+    """Whether a weight stays fp32 at every compute precision: the encoder's do, for the source's latents steer
+    every step; the decoder follows the request."""
+    return key.startswith(("encoder.", "quant_conv."))
+
+
 def latent_statistics(vae: AutoencoderKLWan, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of the latents per channel, (1, C, 1, 1, 1) fp32."""
     mean = torch.tensor(vae.config.latents_mean, dtype=torch.float32, device=device)

@@ -42,9 +42,12 @@ def _main(
     pass
 
 
-from kiwi_cli.cli import edit as _edit  # noqa: E402  (registers its commands on `app`)
+from kiwi_cli.cli import bench as _bench  # noqa: E402  (each registers its commands on `app`)
+from kiwi_cli.cli import convert as _convert  # noqa: E402
+from kiwi_cli.cli import download as _download  # noqa: E402
+from kiwi_cli.cli import edit as _edit  # noqa: E402
 
-COMMAND_MODULES = (_edit,)
+COMMAND_MODULES = (_edit, _download, _convert, _bench)
 
 
 def _terminate(number: int, frame: Any) -> None:

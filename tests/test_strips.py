@@ -1,0 +1,97 @@
+"""Strips equal the whole, to rounding, in both halves and both VAE layouts; and no fewer columns would do.
+
+In fp64, where rounding is 1e-15: a kernel's order of sums may depend on the width, a wrong column does not hide.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+
+from kiwi_cli import strips as strips_module
+from kiwi_cli.strips import StripDecoder, StripEncoder
+from kiwi_cli.vae import decode_stream, encode_stream
+
+LAYOUTS = {
+    "2.2": {
+        "base_dim": 4,
+        "decoder_base_dim": 4,
+        "z_dim": 8,
+        "is_residual": True,
+        "in_channels": 12,
+        "out_channels": 12,
+        "patch_size": 2,
+        "scale_factor_spatial": 16,
+    },
+    "2.1": {"base_dim": 4, "z_dim": 8},
+    "three stages": {
+        "base_dim": 4,
+        "decoder_base_dim": 4,
+        "z_dim": 8,
+        "dim_mult": [1, 2, 2],
+        "temperal_downsample": [True, True],
+        "is_residual": True,
+        "in_channels": 12,
+        "out_channels": 12,
+        "patch_size": 2,
+        "scale_factor_spatial": 8,
+    },
+}
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def vae(request: pytest.FixtureRequest) -> Any:
+    torch.manual_seed(0)
+    config = {**LAYOUTS[request.param], "latents_mean": [0.1] * 8, "latents_std": [1.3] * 8}
+    model = AutoencoderKLWan(**config).eval().double().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.add_(0.02 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture(scope="module")
+def clip(vae: Any) -> list[torch.Tensor]:
+    scale = vae.config.scale_factor_spatial
+    frames = torch.rand(1, 3, 5, scale, 9 * scale, dtype=torch.float64) * 2 - 1
+    return [frames[:, :, :1], frames[:, :, 1:]]
+
+
+def decode(vae: Any, latents: torch.Tensor, strips: int) -> torch.Tensor:
+    return torch.cat(list(decode_stream(vae, latents, strips)), dim=2)
+
+
+def encode(vae: Any, clip: list[torch.Tensor], strips: int) -> torch.Tensor:
+    return torch.cat(list(encode_stream(vae, clip, strips)), dim=2)
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    assert a.shape == b.shape
+    return float((a - b).abs().max() / b.abs().max())
+
+
+@pytest.mark.parametrize("strips", [2, 3, 40])
+def test_strips_equal_the_whole(vae: Any, clip: list[torch.Tensor], strips: int) -> None:
+    latents = encode(vae, clip, 1)
+    # What leaves the coders is fp32, so the last digit of that is the tolerance.
+    assert difference(encode(vae, clip, strips), latents) < 3e-7
+    assert difference(decode(vae, latents, strips), decode(vae, latents, 1)) < 3e-7
+
+
+def test_the_halo_is_as_large_as_needed_and_no_larger(
+    vae: Any, clip: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latents = encode(vae, clip, 1)
+    whole = decode(vae, latents, 1)
+    reach = strips_module._reach
+    monkeypatch.setattr(strips_module, "_reach", lambda blocks: reach(blocks) - 1)
+    assert difference(decode(vae, latents, 2), whole) > 1e-6
+
+
+def test_halos_of_the_released_layout() -> None:
+    """Ten pixels at four times the latents' resolution; sixteen of the encoder's input."""
+    vae = AutoencoderKLWan(**LAYOUTS["2.2"])
+    assert StripDecoder(vae.decoder, 2).halo == 10
+    assert StripEncoder(vae.encoder, 2).halo == 16
