@@ -24,7 +24,8 @@ from kiwi_cli.transfer import Transfer, transfer
 
 WORKERS = 4  # files at once
 REQUEST_TIMEOUT = float(os.environ.get("HF_HUB_ETAG_TIMEOUT", 10))  # seconds for an answer
-STALL_TIMEOUT = 6 * float(os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT", 10))  # seconds without a byte in any file
+STALL_TIMEOUT = 12 * float(os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT", 10))  # seconds without a sign of life
+PIECE = 2**20  # bytes the client hands on at a time
 
 
 @dataclass(frozen=True)
@@ -228,8 +229,10 @@ def _fetch_file(chosen: Plan, file: HubFile, token: str | None, counter: Transfe
 
 
 def _request(chosen: Plan, file: HubFile, token: str | None, counter: Transfer, stop: threading.Event) -> None:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
 
+    # The client's own 10 MB are minutes on a slow line: no progress, no sign of life, and lost when it breaks.
+    constants.DOWNLOAD_CHUNK_SIZE = min(constants.DOWNLOAD_CHUNK_SIZE, PIECE)
     counted = 0
 
     class Bar:

@@ -113,7 +113,7 @@ def explain(error: BaseException, repo: str, revision: str = "main", where: str 
 _STATUS = {
     401: ("the Hub does not accept the token for '{repo}'", LOG_IN),
     403: ("the Hub refuses access to '{repo}'", f"check that the token may read it, or {LOG_IN}"),
-    404: ("the Hub has no such file in '{repo}'", "check the name and the revision"),
+    404: ("no repository '{repo}' on the Hub, or it is private", f"check the name; for a private one, {LOG_IN}"),
     429: ("the Hub asks for fewer requests", f"wait a few minutes, then {AGAIN}; logging in raises the limit"),
 }
 
@@ -122,6 +122,8 @@ def _by_status(error: BaseException, repo: str) -> KiwiError | None:
     status = status_of(error)
     if status is None:
         return None
+    if status == 401 and "Invalid credentials" not in _header(error, "X-Error-Message"):
+        status = 404  # what the Hub answers to strangers for what is private or not there
     message, hint = _STATUS.get(status, (f"the Hub failed with status {status} for '{{repo}}'", AGAIN))
     return CheckpointError(message.format(repo=repo), hint)
 
@@ -188,9 +190,14 @@ def passing(error: BaseException) -> bool:
 
 def asked_wait(error: BaseException) -> float | None:
     """Seconds the Hub asks to wait (`Retry-After`), or None."""
+    value = _header(error, "Retry-After")
+    return float(value) if value.isdigit() else None
+
+
+def _header(error: BaseException, name: str) -> str:
+    """A header of the answer that an exception, or what it was raised from, carries."""
     for link in chain(error):
         headers = getattr(getattr(link, "response", None), "headers", None)
-        value = headers.get("Retry-After") if headers is not None else None
-        if value and value.isdigit():
-            return float(value)
-    return None
+        if headers is not None:
+            return str(headers.get(name) or "")
+    return ""
