@@ -20,16 +20,13 @@ from transformers import AutoTokenizer
 
 from kiwi_cli import vae as wan_vae
 from kiwi_cli.errors import CheckpointError
+from kiwi_cli.layout import STEM
 from kiwi_cli.mllm import KiwiInstructionEncoder, rename_qwen_key
 from kiwi_cli.sampling import SHIFT
-from kiwi_cli.transformer import UNUSED_PREFIX, ConditionEmbedder, KiwiTransformer3DModel
-from kiwi_cli.weights import RELAYOUT_HINT, TensorFiles, fill, read_json
+from kiwi_cli.transformer import UNUSED_PREFIX, ConditionEmbedder, KiwiTransformer3DModel, keeps_fp32
+from kiwi_cli.weights import RELAYOUT_HINT, TensorFiles, check_layout, fill, parameter_count, read_json
 
-PIPELINE_CLASS = "KiwiEditPipeline"
-STEM = "diffusion_pytorch_model"
-
-# The transformer's modules that keep fp32 at every compute precision, as the library declares them.
-_FP32_LAYERS = tuple(KiwiTransformer3DModel._keep_in_fp32_modules)
+__all__ = ["Parts", "build", "check_layout", "load_parts", "parameter_count"]
 
 
 @dataclass
@@ -50,34 +47,6 @@ class Parts:
     colour: dict[str, Any]
     references_first: bool
     shift: float
-
-
-def check_layout(folder: Path) -> None:
-    """That a folder is a Kiwi-Edit checkpoint, by its index alone.
-
-    Raises:
-        CheckpointError: no `model_index.json`, or one of another pipeline.
-    """
-    name = read_json(folder / "model_index.json").get("_class_name")
-    found = name[-1] if isinstance(name, list) and name else name
-    if found not in (PIPELINE_CLASS, "KiwiPipeline"):
-        raise CheckpointError(
-            f"'{folder}' holds another kind of model: '{found}'", f"{RELAYOUT_HINT} ({PIPELINE_CLASS})"
-        )
-
-
-def parameter_count(folder: Path) -> int:
-    """Number of stored parameters, from the headers."""
-    names = (
-        ("transformer", STEM),
-        ("vae", STEM),
-        ("mllm_encoder", "model"),
-    )
-    total = 0
-    for part, stem in names:
-        for shape in TensorFiles.open(folder / part, stem).shapes.values():
-            total += int(torch.Size(shape).numel())
-    return total
 
 
 def load_parts(folder: Path, dtype: torch.dtype, device: torch.device | str) -> Parts:
@@ -128,8 +97,7 @@ def _load_transformer(folder: Path, dtype: torch.dtype, device: torch.device | s
     model = build(KiwiTransformer3DModel, read_json(folder / "config.json"), folder / "config.json")
 
     def precision(key: str) -> torch.dtype:
-        kept = any(layer in key.split(".") for layer in _FP32_LAYERS)
-        return torch.float32 if kept else dtype
+        return torch.float32 if keeps_fp32(key) else dtype
 
     files = TensorFiles.open(folder, STEM)
     fill(model, [files], unused=(UNUSED_PREFIX,), dtype=precision, device=device)
@@ -142,9 +110,8 @@ def _load_vae(folder: Path, dtype: torch.dtype, device: torch.device | str) -> A
     native = wan_vae.native_config(config, files.shapes)
     model = build(AutoencoderKLWan, native, folder / "config.json")
 
-    # The source's latents steer every step, so they are encoded in fp32; the decoder follows the request.
     def precision(key: str) -> torch.dtype:
-        return torch.float32 if key.startswith(("encoder.", "quant_conv.")) else dtype
+        return torch.float32 if wan_vae.keeps_fp32(key) else dtype
 
     def rename(key: str) -> str:
         return wan_vae.rename_key(key, native["num_res_blocks"])
