@@ -33,10 +33,10 @@ _LIMITED, _FULL = 1, 2
 _NOT_SAID = 2  # AVCOL_*_UNSPECIFIED
 _HD_LINES = 720  # untagged clips from here on are taken to be BT.709, smaller ones BT.601
 
-# Chroma is interpolated at full precision: without these flags swscale takes shortcuts that cost 1-2 dB.
-_EXACT = (
-    Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
-)
+# Without these flags swscale takes shortcuts: 0.4 ms instead of 7 for a 720p frame, and a picture darker by one
+# level of 255 with 3 dB less PSNR (45.5 against 48.5 on a smooth picture).
+_TO_RGB = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+_FROM_RGB = _TO_RGB | Interpolation.FULL_CHR_H_INP
 
 
 def colour_of(frame: av.VideoFrame, stream: Any, lines: int) -> Colour:
@@ -101,7 +101,7 @@ class ToRgb:
             dst_colorspace=_SWS["bt709"],  # has no meaning for RGB, but must be given
             src_color_range=_FULL if self._colour.full_range else _LIMITED,
             dst_color_range=_FULL,
-            interpolation=_EXACT,
+            interpolation=_TO_RGB,
             threads=1,
         )
         return np.ascontiguousarray(converted.to_ndarray())
@@ -131,7 +131,7 @@ class FromRgb:
             dst_colorspace=_SWS[self._colour.matrix],
             src_color_range=_FULL,
             dst_color_range=_FULL if self._colour.full_range else _LIMITED,
-            interpolation=_EXACT,
+            interpolation=_FROM_RGB,
             threads=1,
         )
         tag_frame(converted, self._colour)

@@ -14,7 +14,7 @@ import numpy as np
 from kiwi_cli.errors import MediaError
 from kiwi_cli.video.clip import Clip
 from kiwi_cli.video.colour import ToRgb
-from kiwi_cli.video.failures import LIBRARY_ERRORS, reason
+from kiwi_cli.video.failures import READ_ERRORS, reason
 from kiwi_cli.video.opening import check_dimensions, open_media, picture_stream
 from kiwi_cli.video.pictures import flatten, read_picture
 from kiwi_cli.video.timeline import Choice, Chooser, Span, frame_times
@@ -185,7 +185,7 @@ def _decoded(container: Any, stream: Any, clip: Clip) -> Iterator[av.VideoFrame]
                         "cut the clip where the size changes",
                     )
                 yield frame
-    except LIBRARY_ERRORS as error:
+    except READ_ERRORS as error:
         if clip.allow_truncated and size is not None:
             return
         raise MediaError(

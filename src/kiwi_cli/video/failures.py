@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +14,9 @@ from PIL import Image
 
 from kiwi_cli.errors import KiwiError, MediaError
 
-# PyAV raises these for broken data; PIL adds SyntaxError (PNG), struct.error and EOFError. MemoryError comes
+# What PyAV and Pillow raise for broken data: decoders written in Python stumble in many ways. MemoryError comes
 # from a header that asks for an absurd buffer.
-LIBRARY_ERRORS = (
+READ_ERRORS = (
     av.FFmpegError,
     OSError,
     ValueError,
@@ -23,11 +25,11 @@ LIBRARY_ERRORS = (
     MemoryError,
     ArithmeticError,
     LookupError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
+    struct.error,
+    zlib.error,
     Image.DecompressionBombError,
 )
+WRITE_ERRORS = (av.FFmpegError, OSError, ValueError, MemoryError)
 NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
@@ -38,9 +40,10 @@ def reading(path: Path, hint: str = "check that the file plays elsewhere") -> It
         yield
     except KiwiError:
         raise
-    except PermissionError as error:
-        raise MediaError(f"not allowed to read: '{path}'", "check the file's permissions") from error
-    except LIBRARY_ERRORS as error:
+    except READ_ERRORS as error:
+        # FFmpeg also says "operation not permitted" of broken data
+        if isinstance(error, PermissionError) and not isinstance(error, av.FFmpegError):
+            raise MediaError(f"not allowed to read: '{path}'", "check the file's permissions") from error
         raise MediaError(f"cannot read '{path}': {reason(error)}", hint) from error
 
 
@@ -51,7 +54,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except KiwiError:
         raise
-    except LIBRARY_ERRORS as error:
+    except WRITE_ERRORS as error:
         if getattr(error, "errno", None) in NO_SPACE:
             raise MediaError(
                 f"no space left to write '{path}'", "free some space, or write elsewhere with --output"

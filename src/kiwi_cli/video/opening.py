@@ -70,9 +70,9 @@ def picture_stream(container: Any, path: Path) -> Any:
             raise MediaError(f"no picture in '{path}', only sound", "pass a file with a video stream")
         raise MediaError(f"no video in '{path}'", "pass a video, a picture or a folder of numbered pictures")
     stream = streams[0]
+    if stream.codec_context is None:
+        raise MediaError(f"video codec not known: '{path}'", "convert it to H.264 first")
     width, height = stream.codec_context.width, stream.codec_context.height
-    if stream.codec_context.codec is None or width < 0 or height < 0:
-        raise MediaError(f"cannot read the picture size of '{path}'", "check that the file plays elsewhere")
     check_dimensions(width, height, path)
     stream.codec_context.options = {"max_pixels": str(MAX_TOTAL_PIXELS)}
     stream.thread_type = "AUTO"

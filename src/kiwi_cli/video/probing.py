@@ -14,7 +14,7 @@ from kiwi_cli.errors import MediaError
 from kiwi_cli.video.clip import AudioTrack, Clip, Colour
 from kiwi_cli.video.colour import colour_of, has_alpha
 from kiwi_cli.video.decode import orientation
-from kiwi_cli.video.failures import LIBRARY_ERRORS, reading, reason
+from kiwi_cli.video.failures import READ_ERRORS, reading, reason
 from kiwi_cli.video.geometry import Size
 from kiwi_cli.video.integrity import is_cut_off
 from kiwi_cli.video.opening import check_input, open_media, picture_stream
@@ -238,7 +238,7 @@ def _scan(container: Any, stream: Any) -> tuple[list[int], int, str]:
             previous = pts
             if len(shown) > _MAX_FRAMES:
                 return sorted(shown), 0, f"more than {_MAX_FRAMES} frames"
-    except LIBRARY_ERRORS as error:
+    except READ_ERRORS as error:
         return sorted(shown), 0, reason(error)
     ordered = sorted(shown)
     return ordered, shown[ordered[-1]] if ordered else 0, ""

@@ -17,7 +17,7 @@ from av.audio.fifo import AudioFifo
 from av.audio.resampler import AudioResampler
 
 from kiwi_cli.video.clip import AudioTrack, Clip
-from kiwi_cli.video.failures import LIBRARY_ERRORS, reason
+from kiwi_cli.video.failures import READ_ERRORS, reason
 from kiwi_cli.video.opening import open_media
 
 # What players of each container expect to find in it. Matroska takes everything.
@@ -112,7 +112,7 @@ class Sound:
         while not self._done and (until is None or self._reached < until + _AHEAD):
             try:
                 packet = next(self._packets, None)
-            except LIBRARY_ERRORS as error:
+            except READ_ERRORS as error:
                 self.notices.append(f"the sound stops early: {reason(error)}")
                 packet = None
             if packet is None:
@@ -204,7 +204,7 @@ class _Encoded:
             return
         try:
             frames = packet.decode()
-        except LIBRARY_ERRORS:
+        except READ_ERRORS:
             return  # one damaged packet is a click, not the end
         for frame in frames:
             if self._next is None and frame.pts is not None:

@@ -27,7 +27,7 @@ from kiwi_cli.video.clip import Clip
 from kiwi_cli.video.codecs import CONTAINERS, Container, choose_encoding
 from kiwi_cli.video.compare import Compare, compare, compared_size
 from kiwi_cli.video.decode import Frame, walk
-from kiwi_cli.video.failures import LIBRARY_ERRORS, writing
+from kiwi_cli.video.failures import WRITE_ERRORS, writing
 from kiwi_cli.video.geometry import Fit, Placement, Size, placement
 from kiwi_cli.video.mask import Mask, MaskReader, composite
 from kiwi_cli.video.pictures import PICTURE_SUFFIXES
@@ -249,7 +249,7 @@ class FrameWriter:
             self._failure = error
         finally:
             if sink is not None:
-                with contextlib.suppress(*LIBRARY_ERRORS):
+                with contextlib.suppress(*WRITE_ERRORS):
                     sink.close()
 
     def _encode(self, frames: Iterator[tuple[Frame, Choice]], sink: Sink, cut: Cut) -> None:
