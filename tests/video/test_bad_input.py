@@ -148,6 +148,11 @@ def test_headers_that_ask_for_absurd_sizes(tmp_path):
     refused(tmp_path / "bomb.gif", "too large|cannot read|no picture")
 
 
+def test_a_phones_photograph_is_no_video(tmp_path):
+    (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 100)
+    refused(tmp_path / "photo.heic", "HEIC")
+
+
 def test_an_animated_picture(tmp_path):
     frames = [Image.fromarray(picture(i, 32, 32)) for i in range(3)]
     frames[0].save(tmp_path / "in.webp", save_all=True, append_images=frames[1:])

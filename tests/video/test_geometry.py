@@ -100,6 +100,13 @@ def test_crop_takes_the_middle_and_pad_the_whole():
     assert pad.target == (0, 24, 96, 72)
 
 
+def test_distortion():
+    assert placement(Size(1280, 720), Size(1280, 704)).distortion == pytest.approx(720 / 704 - 1)
+    assert placement(Size(200, 100), Size(96, 96)).distortion == pytest.approx(1)
+    assert placement(Size(200, 100), Size(96, 96), "pad").distortion < 0.02
+    assert placement(Size(720, 576), Size(1024, 768), "stretch", Fraction(16, 15)).distortion < 0.001
+
+
 def test_pixel_aspect_counts_in_the_shape():
     # 720x576 with 16:15 pixels is shown as 768x576, which is 4:3
     assert placement(Size(720, 576), Size(1024, 768), "crop", Fraction(16, 15)).covers_clip

@@ -177,6 +177,14 @@ def test_through_the_working_size_and_back(tmp_path, fit):
     assert np.mean([psnr(a, b) for a, b in zip(original, back, strict=True)]) > 34
 
 
+def test_cropping_and_stretching_are_said(tmp_path, clip_file):
+    clip = probe(clip_file)
+    _, writer = run_through(clip, tmp_path / "a.mp4", size=Size(64, 64), fit="crop")
+    assert "only the middle 64x64 of 96x64" in writer.notices[0]
+    _, writer = run_through(clip, tmp_path / "b.mp4", size=Size(64, 64))
+    assert "stretched by 50%" in writer.notices[0]
+
+
 def test_part_of_a_clip(tmp_path):
     clip = probe(make_clip(tmp_path / "in.mp4", frames=50, size=(64, 48)))
     _, writer = run_through(clip, tmp_path / "out.mp4", select(clip, start=0.4, frames=9))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,6 +96,23 @@ def test_the_input_can_be_overwritten(tmp_path, clip_file):
     back = probe(clip_file)
     assert (back.frame_count, len(back.audio)) == (12, 1)
     assert next(read_frames(back)).rgb.mean() < 5
+
+
+def test_a_folder_comes_back_when_it_cannot_be_replaced(tmp_path, monkeypatch):
+    clip = probe(make_sequence(tmp_path / "in"))
+    run_through(clip, tmp_path / "out")
+    real = Path.rename
+
+    def failing(self, target):
+        if self.name == "out" and target == tmp_path / "out":
+            raise OSError(5, "Input/output error")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(MediaError, match="cannot write"):
+        run_through(clip, tmp_path / "out", overwrite=True)
+    assert len(list((tmp_path / "out").glob("*.png"))) == 5
+    assert names(tmp_path) == ["in", "out"]
 
 
 def test_a_folder_is_only_replaced_when_it_holds_frames(tmp_path):

@@ -31,10 +31,11 @@ if TYPE_CHECKING:
     )
     from kiwi_cli.video.mask import Mask, load_mask
     from kiwi_cli.video.metadata import read_metadata
+    from kiwi_cli.video.planning import check_output, container_of
     from kiwi_cli.video.probing import probe
     from kiwi_cli.video.reader import SourceFrame, read_frames
     from kiwi_cli.video.timeline import Span, select
-    from kiwi_cli.video.writer import FrameWriter, check_output, container_of, open_writer
+    from kiwi_cli.video.writer import FrameWriter, open_writer
 
 _HOMES = {
     "clip": ("AudioTrack", "Clip", "Colour"),
@@ -57,7 +58,8 @@ _HOMES = {
     "probing": ("probe",),
     "reader": ("SourceFrame", "read_frames"),
     "timeline": ("Span", "select"),
-    "writer": ("FrameWriter", "check_output", "container_of", "open_writer"),
+    "planning": ("check_output", "container_of"),
+    "writer": ("FrameWriter", "open_writer"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -76,7 +76,7 @@ def write_sheet(
     Raises:
         UsageError, MediaError: the sheet cannot be written, or the result not be read.
     """
-    from kiwi_cli.video.writer import check_output, container_of
+    from kiwi_cli.video.planning import check_output, container_of
 
     check_output(path, overwrite=overwrite)
     if container_of(path) != "png":

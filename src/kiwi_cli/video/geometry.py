@@ -147,11 +147,19 @@ class Placement:
     working: Size
     source: Box
     target: Box
+    pixel_aspect: Fraction = Fraction(1)
 
     @property
     def is_identity(self) -> bool:
         """True when no pixel is moved or resampled."""
         return self.clip == self.working and self.source == self.target
+
+    @property
+    def distortion(self) -> float:
+        """How much the model sees the picture stretched: 0.02 is 2 % wider or higher than it is."""
+        source = self.source.size.width / self.source.size.height * float(self.pixel_aspect)
+        target = self.target.size.width / self.target.size.height
+        return max(source, target) / min(source, target) - 1
 
     @property
     def covers_clip(self) -> bool:
@@ -182,7 +190,7 @@ def placement(clip: Size, working: Size, fit: Fit = "stretch", pixel_aspect: Fra
         target = _middle(working, height=round(working.width / shape))
     elif fit == "pad":
         target = _middle(working, width=round(working.height * shape))
-    return Placement(clip, working, source, target)
+    return Placement(clip, working, source, target, pixel_aspect)
 
 
 def _middle(whole: Size, width: int | None = None, height: int | None = None) -> Box:

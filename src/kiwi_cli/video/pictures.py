@@ -20,6 +20,7 @@ from kiwi_cli.video.failures import reading
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _FORMATS = ("PNG", "JPEG", "WEBP")  # Pillow calls JPEGs of several pictures MPO, and shows the first
+JPEG_COMMENT = 65_000  # bytes: a JPEG segment holds 65,533
 _ORIENTATION = 0x0112  # EXIF tag
 _EXIF_DESCRIPTION = 0x010E  # EXIF ImageDescription
 _KIWI_PREFIX = "kiwi:"
@@ -156,7 +157,11 @@ def save_picture(
     if file_format == "JPEG":
         pixels = flatten(pixels)
         options |= {"quality": quality or 95, "subsampling": 0 if (quality or 95) >= 90 else 2}
-        options |= {"comment": comment.encode()} if comment and len(comment.encode()) < 65_000 else {}
+        options |= (
+            {"comment": comment.encode()}
+            if comment and len(comment.encode()) <= JPEG_COMMENT + len(_KIWI_PREFIX)
+            else {}
+        )
     else:
         options |= {"lossless": True, "exact": True} if quality is None else {"quality": quality}
         tags = Image.Exif()

@@ -24,6 +24,8 @@ from kiwi_cli.video.sequences import FALLBACK_FPS, numbered_pictures, sequence_f
 _SCAN_BYTES = 1 << 30  # files up to this are read through once to count frames and find their times
 _MAX_FRAMES = 5_000_000  # 23 hours at 60 frames a second
 _SRGB = Colour(matrix="rgb", full_range=True, range_tag=2)
+# A phone's photographs look like an MP4 whose video is the tiles of the picture.
+_PHOTOS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypheim", b"ftypavif")
 _CUT_OFF_HINT = "copy or download it again, or pass --allow-truncated to use what can be read"
 
 
@@ -46,6 +48,8 @@ def probe(path: str | os.PathLike[str], *, allow_truncated: bool = False) -> Cli
     check_input(source)
     with reading(source), source.open("rb") as file:
         head = file.read(16)
+    if head[4:12] in _PHOTOS:
+        raise MediaError(f"HEIC and AVIF pictures are not read: '{source}'", "convert it to JPEG or PNG first")
     if sniff(head) and not _is_apng(source, head):
         return _probe_picture(source, allow_truncated)
     return _probe_video(source, allow_truncated)

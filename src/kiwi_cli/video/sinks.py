@@ -18,7 +18,7 @@ from kiwi_cli.video.colour import FromRgb, output_colour
 from kiwi_cli.video.decode import Frame
 from kiwi_cli.video.geometry import Size
 from kiwi_cli.video.metadata import add_gif_comment, output_tags
-from kiwi_cli.video.pictures import merge, read_picture, save_picture
+from kiwi_cli.video.pictures import JPEG_COMMENT, merge, read_picture, save_picture
 from kiwi_cli.video.sequences import write_record
 from kiwi_cli.video.sound import Cut, Sound, TrackPlan
 
@@ -211,6 +211,8 @@ class PictureSink:
         original = frame.pixels.original()
         if original is not None and original.shape[:2] == rgb.shape[:2]:
             rgb = merge(rgb, original)
+        if target.container == "jpeg" and len(target.metadata.get("kiwi", "").encode()) > JPEG_COMMENT:
+            self.notices.append("a JPEG has no room for how it was made: write a PNG or WebP to keep that")
         save_picture(
             self._path,
             rgb,
