@@ -78,14 +78,19 @@ class Plan:
         return sum(file.size for file in self.missing)
 
 
-def plan(repo: str, revision: str, access: Access, layout: Layout | None = None) -> Plan:
-    """Ask the Hub what a repository holds and choose what is needed of it.
+@dataclass(frozen=True)
+class Listing:
+    """What a repository holds at one commit."""
 
-    Args:
-        layout: None takes whichever it is: the released layout, or a raw checkpoint.
+    commit: str
+    files: dict[str, HubFile]
+
+
+def list_repo(repo: str, revision: str, access: Access) -> Listing:
+    """Ask the Hub what a repository holds: one request.
 
     Raises:
-        CheckpointError: the Hub cannot be reached, the repository or the revision is not there, or files are.
+        CheckpointError: the Hub cannot be reached, the repository or the revision is not there.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
@@ -102,18 +107,29 @@ def plan(repo: str, revision: str, access: Access, layout: Layout | None = None)
         raise UsageError(f"not a Hub id: '{repo}'", "it has the form owner/name") from error
     except Exception as error:  # whatever the client and its HTTP library raise
         raise explain(error, repo, revision) from error
-    listed = {sibling.rfilename: sibling for sibling in info.siblings or ()}
+    return Listing(str(info.sha), {sibling.rfilename: _hub_file(sibling) for sibling in info.siblings or ()})
+
+
+def plan(repo: str, revision: str, access: Access, layout: Layout | None = None) -> Plan:
+    """List a repository and choose what is needed of it.
+
+    Args:
+        layout: None takes whichever it is: the released layout, or a raw checkpoint.
+
+    Raises:
+        CheckpointError: as `list_repo`; or the repository lacks files of the layout.
+    """
+    listed = list_repo(repo, revision, access)
     if layout is None:
-        layout = RELEASED if "model_index.json" in listed else None
+        layout = RELEASED if "model_index.json" in listed.files else None
     if layout is None:
-        layout = Layout(required=(choose_raw(listed, repo),), optional=(), weights=())
-    names, lacking = layout.choose(listed)
+        layout = Layout(required=(choose_raw(listed.files, repo),), optional=(), weights=())
+    names, lacking = layout.choose(listed.files)
     if lacking:
-        pickle = next((name for name in listed if name.endswith(PICKLES)), None)
+        pickle = next((name for name in listed.files if name.endswith(PICKLES)), None)
         hint = PICKLE_HINT if pickle else "it is not a checkpoint of this kind; check the name"
         raise CheckpointError(f"'{repo}' has no {lacking[0]}", hint)
-    files = tuple(_hub_file(listed[name]) for name in names)
-    return Plan(access.cached(repo), revision, str(info.sha), files)
+    return Plan(access.cached(repo), revision, listed.commit, tuple(listed.files[name] for name in names))
 
 
 def _hub_file(sibling: Any) -> HubFile:
@@ -273,3 +289,32 @@ def _request(chosen: Plan, file: HubFile, token: str | None, counter: Transfer, 
     except BaseException:
         counter.advance(-counted)
         raise
+
+
+def fetch_one(repo: str, path: str | None, access: Access, revision: str = "main") -> Path:
+    """One safetensors file of a repository, cached or fetched; without a path, the only one it has.
+
+    Raises:
+        CheckpointError: not there, several, pickles only; as `plan` and `fetch`.
+    """
+    cached = access.cached(repo)
+    commit = cached.commit(revision)
+    if commit is not None:
+        here = [name for name in cached.listed(commit) if name.endswith(".safetensors")]
+        wanted = path or (here[0] if len(here) == 1 else None)
+        if wanted in here and (cached.snapshot(commit) / wanted).is_file():
+            return cached.snapshot(commit) / wanted
+    if not access.download:
+        raise CheckpointError(f"'{repo}' is not on this machine", "run the command once with the network")
+    listed = list_repo(repo, revision, access)
+    names = [name for name in listed.files if name.endswith(".safetensors")]
+    if path is None and len(names) > 1:
+        raise CheckpointError(f"'{repo}' has several files: {', '.join(sorted(names)[:4])}", f"pass {repo}/FILE")
+    chosen = path or (names[0] if names else "")
+    if chosen not in names:
+        pickle = next((name for name in listed.files if name.endswith(PICKLES)), None)
+        raise CheckpointError(
+            f"'{repo}' has no {path or 'safetensors file'}", PICKLE_HINT if pickle else "check the name of the file"
+        )
+    fetch(Plan(cached, revision, listed.commit, (listed.files[chosen],)), access)
+    return cached.snapshot(listed.commit) / chosen
