@@ -55,7 +55,7 @@ def vae(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture(scope="module")
 def clip(vae: Any) -> list[torch.Tensor]:
     scale = vae.config.scale_factor_spatial
-    frames = torch.rand(1, 3, 5, scale, 9 * scale, dtype=torch.float64) * 2 - 1
+    frames = torch.rand(1, 3, 5, scale, 13 * scale, dtype=torch.float64) * 2 - 1
     return [frames[:, :, :1], frames[:, :, 1:]]
 
 
@@ -72,7 +72,7 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
-@pytest.mark.parametrize("strips", [2, 3, 40])
+@pytest.mark.parametrize("strips", [2, 3, 12])
 def test_strips_equal_the_whole(vae: Any, clip: list[torch.Tensor], strips: int) -> None:
     latents = encode(vae, clip, 1)
     # What leaves the coders is fp32, so the last digit of that is the tolerance.

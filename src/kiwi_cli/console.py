@@ -157,6 +157,11 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def count(number: int, noun: str) -> str:
+    """1 frame, 81 frames."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def format_bytes(count: float) -> str:
     """Decimal units, as disks and the Hub count: 812 B, 3.1 MB, 19.4 GB."""
     for unit in ("B", "kB", "MB", "GB"):

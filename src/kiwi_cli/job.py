@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kiwi_cli import __version__, weights
+from kiwi_cli import __version__, hub, raw, weights
 from kiwi_cli.errors import MediaError, UsageError
+from kiwi_cli.fetch import Access
+from kiwi_cli.layout import RELEASED
 from kiwi_cli.video import (
     Clip,
     Size,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
+    from kiwi_cli.console import Console
     from kiwi_cli.pipeline import KiwiPipeline
 
 MAX_FRAMES = 81
@@ -61,6 +64,7 @@ class EditRequest:
         start, duration: seconds. frames: None is up to 81.
         size: working size as `working_size` takes it. fit: how the clip is placed in it.
         fps: frames a second given to the model, or None for all.
+        download: whether weights that are missing may be fetched.
     """
 
     input: Path
@@ -82,6 +86,7 @@ class EditRequest:
     sound: bool = True
     device: str = "auto"
     dtype: str = "auto"
+    download: bool = True
     overwrite: bool = False
     allow_truncated: bool = False
 
@@ -92,6 +97,8 @@ class EditPlan:
 
     Attributes:
         size: working size. output: the file or folder that will be written.
+        model: the checkpoint's folder, or None while it has to be fetched or converted first.
+        parameters: of the model, stored; 0 when not known yet.
         notices: what is not as the clip was or as was asked for, in words.
     """
 
@@ -100,6 +107,8 @@ class EditPlan:
     span: Span
     size: Size
     output: Path
+    model: Path | None
+    parameters: int
     reference_hashes: tuple[str, ...]
     notices: tuple[str, ...]
 
@@ -153,20 +162,22 @@ def plan(request: EditRequest) -> EditPlan:
     hashes = tuple(hash_file(path) for path in request.references)
     for path in request.references:
         open_reference(path)
-    weights.locate(request.model)
-    return EditPlan(request, clip, span, size, output, hashes, tuple(notices))
+    model, parameters = find_model(request)
+    return EditPlan(request, clip, span, size, output, model, parameters, hashes, tuple(notices))
 
 
 def run(
     work: EditPlan,
     progress: Callable[[str, int, int], None] | None = None,
     pipe: KiwiPipeline | None = None,
+    console: Console | None = None,
 ) -> EditResult:
     """Carry out a plan. The output appears whole or not at all.
 
     Args:
         progress: called with (stage, done, total); the stages are the keys of `STAGES`.
-        pipe: a loaded model to use; None loads the request's.
+        pipe: a loaded model to use; None loads the plan's.
+        console: told of downloads.
 
     Raises:
         KiwiError: whatever went wrong, in words.
@@ -175,7 +186,7 @@ def run(
     report = progress or (lambda stage, done, total: None)
     begin = time.perf_counter()
     if pipe is None:
-        pipe = load(request)
+        pipe = load(work, console)
         report("load", 1, 1)
     settings = describe(work, pipe)
     seconds = {"load": time.perf_counter() - begin}
@@ -219,20 +230,46 @@ def run(
     )
 
 
-def load(request: EditRequest) -> KiwiPipeline:
-    """The request's model on its device. A large one on a CPU that was not asked for is refused first.
+def find_model(request: EditRequest) -> tuple[Path | None, int]:
+    """The request's model as it is on this machine: (folder, stored parameters), checked by its headers.
+
+    The folder is None when the model has to be fetched or converted first.
+
+    Raises:
+        CheckpointError: no such model, broken files, or missing ones that may not be fetched.
+    """
+    folder = Path(request.model).expanduser()
+    if not folder.exists():
+        repo, variant = hub.resolve(request.model)
+        cached = Access().cached(repo).whole(variant.revision if variant else "main", RELEASED)
+        if cached is None:
+            if not request.download:
+                raise hub.missing_error(request.model, repo)
+            return None, (variant.bytes or 0) // 2 if variant else 0
+        folder = cached
+    elif folder.is_file() or (raw.is_raw_folder(folder) and not (folder / "model_index.json").exists()):
+        return None, 0
+    weights.check_layout(folder)
+    return folder, weights.parameter_count(folder)
+
+
+def load(work: EditPlan, console: Console | None = None) -> KiwiPipeline:
+    """The plan's model on its device. A large one on a CPU that was not asked for is refused before it is fetched.
 
     Raises:
         CheckpointError, DeviceError, UsageError.
     """
-    from kiwi_cli.checkpoint import check_layout, parameter_count
-    from kiwi_cli.devices import choose_device, refuse_large_on_cpu
+    from kiwi_cli.devices import choose_device, choose_dtype, refuse_large_on_cpu
+
+    request = work.request
+    choose_dtype(request.dtype, choose_device(request.device))
+    refuse_large_on_cpu(work.parameters, request.device)
+    folder = work.model or hub.ensure(request.model, download=request.download, console=console)
+    if not work.parameters:
+        refuse_large_on_cpu(weights.parameter_count(folder), request.device)
+
     from kiwi_cli.pipeline import KiwiPipeline
 
-    choose_device(request.device)
-    folder = weights.locate(request.model)
-    check_layout(folder)
-    refuse_large_on_cpu(parameter_count(folder), request.device)
     return KiwiPipeline.from_pretrained(str(folder), device=request.device, dtype=request.dtype)
 
 

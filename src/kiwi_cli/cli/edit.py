@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from kiwi_cli.cli import app, options
-from kiwi_cli.console import Console, format_seconds
+from kiwi_cli.console import Console, count, format_seconds
 from kiwi_cli.errors import UsageError
 from kiwi_cli.variants import DEFAULT_EDIT, DEFAULT_REF_EDIT
 
@@ -41,6 +41,7 @@ def edit(
     size: options.WorkingSize = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    download: options.Download = True,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -76,6 +77,7 @@ def ref_edit(
     size: options.WorkingSize = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    download: options.Download = True,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -115,13 +117,15 @@ def perform(arguments: dict[str, Any]) -> None:
     work = job.plan(request)
     for notice in work.notices:
         console.note(f"note: {notice}")
-    console.note(f"editing {work.span.frame_count} frames of '{request.input}' at {work.size}: {request.instruction}")
+    console.note(
+        f"editing {count(work.span.frame_count, 'frame')} of '{request.input}' at {work.size}: {request.instruction}"
+    )
     with console.stages(job.STAGES) as stages:
-        result = job.run(work, stages)
+        result = job.run(work, stages, console=console)
     for notice in result.notices[len(work.notices) :]:
         console.note(f"note: {notice}")
     console.note(
-        f"wrote {result.frames} frames of {result.size} in {format_seconds(result.seconds['total'])} "
+        f"wrote {count(result.frames, 'frame')} of {result.size} in {format_seconds(result.seconds['total'])} "
         f"on {result.device} in {result.dtype}"
     )
     console.result(str(result.output), report(work, result, stages.seconds))

@@ -94,6 +94,15 @@ Dtype = Annotated[
         autocompletion=lambda: _complete(DTYPES),
     ),
 ]
+Download = Annotated[
+    bool,
+    typer.Option(
+        "--download/--no-download",
+        help="Whether missing weights may be fetched.",
+        envvar="KIWI_DOWNLOAD",
+        rich_help_panel=MODEL,
+    ),
+]
 AsJson = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=OUTPUT, show_default=False),
