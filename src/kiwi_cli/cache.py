@@ -110,6 +110,17 @@ class CachedRepo:
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 
+    def set_only(self, commit: str, name: str) -> None:
+        """Remember which file was meant when a repository was named without one."""
+        _write_whole(self.folder / "kiwi" / f"{commit}.only", name)
+
+    def only(self, commit: str) -> str | None:
+        """That file, or None."""
+        try:
+            return (self.folder / "kiwi" / f"{commit}.only").read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return None
+
     def expected(self, commit: str, names: Iterable[str]) -> list[HubFile]:
         """What the files of a snapshot should be: as recorded, else by the names of the blobs they link to.
 

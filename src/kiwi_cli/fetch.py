@@ -300,9 +300,8 @@ def fetch_one(repo: str, path: str | None, access: Access, revision: str = "main
     cached = access.cached(repo)
     commit = cached.commit(revision)
     if commit is not None:
-        here = [name for name in cached.listed(commit) if name.endswith(".safetensors")]
-        wanted = path or (here[0] if len(here) == 1 else None)
-        if wanted in here and (cached.snapshot(commit) / wanted).is_file():
+        wanted = path or cached.only(commit)
+        if wanted in cached.listed(commit) and (cached.snapshot(commit) / wanted).is_file():
             return cached.snapshot(commit) / wanted
     if not access.download:
         raise CheckpointError(f"'{repo}' is not on this machine", "run the command once with the network")
@@ -317,4 +316,6 @@ def fetch_one(repo: str, path: str | None, access: Access, revision: str = "main
             f"'{repo}' has no {path or 'safetensors file'}", PICKLE_HINT if pickle else "check the name of the file"
         )
     fetch(Plan(cached, revision, listed.commit, (listed.files[chosen],)), access)
+    if path is None:
+        cached.set_only(listed.commit, chosen)
     return cached.snapshot(listed.commit) / chosen

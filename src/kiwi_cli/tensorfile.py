@@ -23,8 +23,11 @@ from kiwi_cli.errors import CheckpointError
 MAX_HEADER_BYTES = 16 * 2**20
 """A header of the 5B checkpoint is below 200 kB; the format's own limit is 100 MB."""
 
-ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
-"""The types weights come in, by their names in the format. Others (integers) are not weights."""
+WEIGHT_TYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+"""The types weights come in, by their names in the format."""
+
+ITEM_BYTES = dict(zip(WEIGHT_TYPES, (8, 4, 2, 2, 1, 1), strict=True)) | {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
+"""Bytes of a value. Integers occur beside weights: some trainers store a LoRA's alpha so."""
 
 FETCH_HINT = "fetch the file again; `kiwi download MODEL --verify --repair` does it for a model from the Hub"
 
@@ -101,7 +104,7 @@ def _parse_entry(path: Path, key: str, entry: Any, data: int) -> TensorInfo:
     except (TypeError, KeyError, ValueError):
         raise _damaged(path, f"its header says nothing usable of '{key}'") from None
     if dtype not in ITEM_BYTES:
-        raise _damaged(path, f"'{key}' has the type '{dtype}', which weights do not have")
+        raise _damaged(path, f"'{key}' has the type '{dtype}', which is not known here")
     if not whole or stop - start != math.prod(shape) * ITEM_BYTES[dtype]:
         raise _damaged(path, f"the size of '{key}' does not match its shape")
     return TensorInfo(dtype, shape, data + start, data + stop)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from kiwi_cli.errors import CheckpointError
 from kiwi_cli.layout import RELEASED
-from kiwi_cli.tensorfile import TensorInfo, read_header
+from kiwi_cli.tensorfile import WEIGHT_TYPES, TensorInfo, read_header
 
 if TYPE_CHECKING:
     import torch
@@ -200,6 +200,11 @@ def torch_dtype(name: str) -> torch.dtype:
         "BF16": torch.bfloat16,
         "F8_E4M3": torch.float8_e4m3fn,
         "F8_E5M2": torch.float8_e5m2,
+        "I64": torch.int64,
+        "I32": torch.int32,
+        "I16": torch.int16,
+        "I8": torch.int8,
+        "U8": torch.uint8,
     }[name]
 
 
@@ -247,6 +252,8 @@ def fill(
             target = rename(key)
             if target not in expected or target in seen:
                 unexpected.append(key)
+            elif part.infos[key].dtype not in WEIGHT_TYPES:
+                misshapen.append(f"{key} is {part.infos[key].dtype}, no type of weights")
             elif shape != expected[target]:
                 misshapen.append(f"{key} is {_dims(shape)}, needs {_dims(expected[target])}")
             seen.add(target)

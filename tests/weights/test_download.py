@@ -325,3 +325,30 @@ def test_a_repository_that_is_no_model_of_ours(hub: Hub, kiwi: Kiwi) -> None:
     half = kiwi("download", "someone/half")
     assert half.returncode == 1 and "has no transformer/config.json" in half.stderr
     assert not hub.fetched()
+
+
+def test_without_download_it_says_what_to_run(hub: Hub, kiwi: Kiwi) -> None:
+    program = (
+        "from kiwi_cli.hub import ensure\nfrom kiwi_cli.errors import KiwiError\n"
+        "try: ensure('instruct-reference', download=False)\n"
+        "except KiwiError as error: print(error.message, '|', error.hint)\nraise SystemExit(0)"
+    )
+    ran = kiwi(setup=program)
+    assert "not complete on this machine" in ran.stdout and "`kiwi download instruct-reference`" in ran.stdout
+    assert not hub.requests
+    hub.always["GET", BIG] = 404
+    assert kiwi("download").returncode == 1  # now it is there in part
+    hub.requests.clear()
+    assert "not complete on this machine" in kiwi(setup=program).stdout and not hub.requests
+
+
+def test_names_complete_in_the_shell() -> None:
+    from kiwi_cli.variants import VARIANTS, complete_names
+
+    assert [name for name, _ in complete_names("stage3")] == ["stage3-720p", "stage3-reference"]
+    assert len({v.name for v in VARIANTS} | {v.repo for v in VARIANTS}) == 16
+    for variant in VARIANTS:
+        for score in variant.scores:
+            mean = sum(value for _, value in score.columns) / len(score.columns)
+            if score.average.startswith("mean of"):
+                assert abs(mean - score.overall) < 0.011, (variant.name, score)

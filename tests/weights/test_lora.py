@@ -1,0 +1,230 @@
+"""LoRA files for the transformer: every key style gives the same result; what does not fit is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from kiwi_cli import lora
+from kiwi_cli.errors import CheckpointError, UsageError
+from kiwi_cli.fetch import Access
+from kiwi_cli.layout import STEM
+from kiwi_cli.lora import LoraSpec
+
+from ..conftest import CHECKPOINT
+
+RANK = 3
+FILE = f"transformer/{STEM}.safetensors"
+MODULES = (  # diffusers, original, (out, in)
+    ("blocks.0.attn1.to_q", "blocks.0.self_attn.q", (48, 48)),
+    ("blocks.1.attn2.to_out.0", "blocks.1.cross_attn.o", (48, 48)),
+    ("blocks.2.ffn.net.0.proj", "blocks.2.ffn.0", (96, 48)),
+    ("condition_embedder.time_proj", "time_projection.1", (288, 48)),
+)
+OFFLINE = Access(download=False)
+
+
+@pytest.fixture
+def transformer() -> Any:
+    """The small transformer, its weights mapped from the checkpoint as in a real load."""
+    from kiwi_cli.checkpoint import _load_transformer
+
+    return _load_transformer(CHECKPOINT / "transformer", torch.float32, "cpu")
+
+
+def factors() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """diffusers module -> (down, up)."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        ours: (torch.randn(RANK, n, generator=generator), torch.randn(m, RANK, generator=generator))
+        for ours, _, (m, n) in MODULES
+    }
+
+
+def expected(weight: float = 1.0) -> dict[str, torch.Tensor]:
+    """Weight name -> what it becomes."""
+    stored = load_file(CHECKPOINT / FILE)
+    return {f"{name}.weight": stored[f"{name}.weight"] + weight * (up @ down) for name, (down, up) in factors().items()}
+
+
+Style = Callable[[str, str], tuple[str, str, str]]
+"""(diffusers, original) module -> keys of the two factors and of alpha."""
+
+STYLES: dict[str, Style] = {
+    "diffusers": lambda d, o: (f"transformer.{d}.lora_A.weight", f"transformer.{d}.lora_B.weight", ""),
+    "older diffusers": lambda d, o: (f"transformer.{d}.lora.down.weight", f"transformer.{d}.lora.up.weight", ""),
+    "peft": lambda d, o: (f"base_model.model.{d}.lora_A.weight", f"base_model.model.{d}.lora_B.weight", ""),
+    "original": lambda d, o: (f"{o}.lora_A.default.weight", f"{o}.lora_B.default.weight", ""),
+    "training code": lambda d, o: (f"pipe.dit.{o}.lora_A.default.weight", f"pipe.dit.{o}.lora_B.default.weight", ""),
+    "comfy": lambda d, o: (
+        f"diffusion_model.{o}.lora_down.weight",
+        f"diffusion_model.{o}.lora_up.weight",
+        f"diffusion_model.{o}.alpha",
+    ),
+    "comfy, peft names": lambda d, o: (f"diffusion_model.{o}.lora_A.weight", f"diffusion_model.{o}.lora_B.weight", ""),
+    "kohya": lambda d, o: (
+        f"lora_unet_{o.replace('.', '_')}.lora_down.weight",
+        f"lora_unet_{o.replace('.', '_')}.lora_up.weight",
+        f"lora_unet_{o.replace('.', '_')}.alpha",
+    ),
+}
+
+
+def write_lora(path: Path, style: str = "diffusers", alpha: float = RANK, **extra: torch.Tensor) -> Path:
+    tensors = dict(extra)
+    for ours, original, _ in MODULES:
+        down, up, scale = STYLES[style](ours, original)
+        tensors[down], tensors[up] = factors()[ours]
+        if scale:
+            tensors[scale] = torch.tensor(alpha)
+    save_file(tensors, path)
+    return path
+
+
+def assert_weights(transformer: Any, wanted: dict[str, torch.Tensor]) -> None:
+    held = transformer.state_dict()
+    stored = load_file(CHECKPOINT / FILE)
+    for name, value in held.items():
+        assert torch.allclose(value, wanted.get(name, stored[name]), atol=1e-5), name
+    assert any(not torch.equal(held[name], stored[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_every_key_style(style: str, transformer: Any, tmp_path: Path) -> None:
+    before = (CHECKPOINT / FILE).read_bytes()
+    path = write_lora(tmp_path / "x.safetensors", style)
+    (applied,) = lora.apply(transformer, [LoraSpec(str(path))], OFFLINE)
+    assert applied.tensors == len(MODULES) and applied.unused == 0
+    assert_weights(transformer, expected())
+    assert (CHECKPOINT / FILE).read_bytes() == before  # though the weights are mapped from it
+
+
+def test_weights_alpha_and_several_at_once(transformer: Any, tmp_path: Path) -> None:
+    first = write_lora(tmp_path / "a.safetensors", "diffusers")
+    second = write_lora(tmp_path / "b.safetensors", "comfy", alpha=RANK / 2)
+    lora.apply(transformer, [LoraSpec.parse(f"{first}:0.25"), LoraSpec.parse(f"{second}:-1.5")], OFFLINE)
+    assert_weights(transformer, expected(0.25 - 1.5 * 0.5))
+
+
+def test_alpha_in_the_header(transformer: Any, tmp_path: Path) -> None:
+    path = write_lora(tmp_path / "a.safetensors")
+    said = {"transformer.r": RANK, "transformer.lora_alpha": 2 * RANK}
+    save_file(load_file(path), path, metadata={"lora_adapter_metadata": json.dumps(said)})
+    lora.apply(transformer, [LoraSpec(str(path))], OFFLINE)
+    assert_weights(transformer, expected(2.0))
+
+
+def test_whole_differences(transformer: Any, tmp_path: Path) -> None:
+    """As distilled models are published for ComfyUI: `.diff` of weights, `.diff_b` of biases."""
+    change, bias = torch.randn(48, 48), torch.randn(48)
+    path = tmp_path / "x.safetensors"
+    save_file(
+        {"diffusion_model.blocks.0.self_attn.q.diff": change, "diffusion_model.blocks.0.norm3.diff_b": bias}, path
+    )
+    lora.apply(transformer, [LoraSpec(str(path), 0.5)], OFFLINE)
+    stored = load_file(CHECKPOINT / FILE)
+    names = {"blocks.0.attn1.to_q.weight": change, "blocks.0.norm2.bias": bias}
+    assert_weights(transformer, {name: stored[name] + 0.5 * value for name, value in names.items()})
+
+
+def test_low_precision_is_rounded_once(tmp_path: Path) -> None:
+    from kiwi_cli.checkpoint import _load_transformer
+
+    half = _load_transformer(CHECKPOINT / "transformer", torch.bfloat16, "cpu")
+    before = {name: value.float() for name, value in half.state_dict().items()}
+    paths = [write_lora(tmp_path / f"{n}.safetensors") for n in range(4)]
+    lora.apply(half, [LoraSpec(str(path), 0.01) for path in paths], OFFLINE)
+    for name, (down, up) in factors().items():
+        wanted = before[f"{name}.weight"] + 4 * 0.01 * (up @ down)
+        held = half.state_dict()[f"{name}.weight"]
+        assert torch.allclose(held.float(), wanted.to(held.dtype).float(), rtol=2**-7, atol=1e-6)
+
+
+def test_the_unused_text_projection_is_no_fault(transformer: Any, tmp_path: Path) -> None:
+    stem = "diffusion_model.text_embedding.0.lora_{}.weight"
+    extra = {stem.format("down"): torch.ones(RANK, 32), stem.format("up"): torch.ones(48, RANK)}
+    path = write_lora(tmp_path / "x.safetensors", "comfy", **extra)
+    (applied,) = lora.apply(transformer, [LoraSpec(str(path))], OFFLINE)
+    assert applied.unused == 1
+    assert_weights(transformer, expected())
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ({"transformer.blocks.7.attn1.to_q.lora_A.weight": torch.ones(2, 48)}, "only in part.*blocks.7"),
+        ({"transformer.blocks.0.attn1.to_k.lora_A.weight": torch.ones(2, 48)}, "only in part.*to_k"),
+        ({"something.else": torch.ones(2)}, "only in part.*something.else"),
+        (
+            {
+                "transformer.blocks.0.attn1.to_k.lora_A.weight": torch.ones(2, 64),
+                "transformer.blocks.0.attn1.to_k.lora_B.weight": torch.ones(48, 2),
+            },
+            "only in part",
+        ),
+    ],
+    ids=["no such block", "half of a pair", "no LoRA key", "another width"],
+)
+def test_what_fits_only_in_part_changes_nothing(
+    extra: dict[str, torch.Tensor], words: str, transformer: Any, tmp_path: Path
+) -> None:
+    before = {name: value.clone() for name, value in transformer.state_dict().items()}
+    good = write_lora(tmp_path / "good.safetensors")
+    bad = write_lora(tmp_path / "bad.safetensors", **extra)
+    with pytest.raises(CheckpointError, match=words) as error:
+        lora.apply(transformer, [LoraSpec(str(good)), LoraSpec(str(bad))], OFFLINE)
+    assert "bad.safetensors" in error.value.message and error.value.hint
+    assert all(torch.equal(value, before[name]) for name, value in transformer.state_dict().items())
+
+
+def test_what_fits_nowhere(transformer: Any, tmp_path: Path) -> None:
+    path = tmp_path / "sdxl.safetensors"
+    save_file({"lora_unet_down_blocks_0.lora_down.weight": torch.ones(2, 4)}, path)
+    with pytest.raises(CheckpointError, match="nothing for this model"):
+        lora.apply(transformer, [LoraSpec(str(path))], OFFLINE)
+    with pytest.raises(CheckpointError, match=r"LoRA not found: 'gone\.safetensors'"):
+        lora.apply(transformer, [LoraSpec("gone.safetensors")], OFFLINE)
+    with pytest.raises(CheckpointError, match="pickle"):
+        lora.apply(transformer, [LoraSpec("style.pt")], OFFLINE)
+    with pytest.raises(CheckpointError, match="not on this machine"):
+        lora.apply(transformer, [LoraSpec("owner/never-fetched")], OFFLINE)
+
+
+def test_how_a_lora_is_written() -> None:
+    assert LoraSpec.parse("a.safetensors") == LoraSpec("a.safetensors", 1.0)
+    assert LoraSpec.parse("a.safetensors:0.8") == LoraSpec("a.safetensors", 0.8)
+    assert LoraSpec.parse("owner/name/file.safetensors:-1") == LoraSpec("owner/name/file.safetensors", -1.0)
+    assert LoraSpec.parse(r"C:\loras\a.safetensors") == LoraSpec(r"C:\loras\a.safetensors", 1.0)
+    for wrong in ("", "a.safetensors:", "a.safetensors:much", "a.safetensors:nan", ":0.5"):
+        with pytest.raises(UsageError):
+            LoraSpec.parse(wrong)
+
+
+def test_from_the_hub(hub: Any, kiwi: Any, tmp_path: Path) -> None:
+    """The only safetensors file of a repository, or one that is named; then without a request."""
+    data = write_lora(tmp_path / "x.safetensors").read_bytes()
+    hub.repos["someone/style"] = {"style.safetensors": data, "README.md": b"x", "run.py": b"x"}
+    hub.repos["someone/styles"] = {"a/one.safetensors": data, "two.safetensors": data}
+    hub.repos["someone/old"] = {"style.bin": b"x"}
+
+    def locate(source: str) -> Any:
+        program = (
+            "from kiwi_cli import lora\nfrom kiwi_cli.fetch import Access\nfrom kiwi_cli.errors import KiwiError\n"
+            f"try: print(lora.locate(lora.LoraSpec({source!r}), Access()).read_bytes().hex()[:16])\n"
+            "except KiwiError as error: print(error.message)\nraise SystemExit(0)"
+        )
+        return kiwi(setup=program).stdout.strip()
+
+    assert locate("someone/style") == data.hex()[:16] and hub.fetched() == {"style.safetensors"}
+    hub.requests.clear()
+    assert locate("someone/style") == data.hex()[:16] and not hub.requests
+    assert locate("someone/styles/a/one.safetensors") == data.hex()[:16]
+    assert "several files: a/one.safetensors, two.safetensors" in locate("someone/styles")
+    assert "has no safetensors file" in locate("someone/old")
+    assert "has no gone.safetensors" in locate("someone/styles/gone.safetensors")
