@@ -352,3 +352,13 @@ def test_names_complete_in_the_shell() -> None:
             mean = sum(value for _, value in score.columns) / len(score.columns)
             if score.average.startswith("mean of"):
                 assert abs(mean - score.overall) < 0.011, (variant.name, score)
+
+
+def test_the_documentation_names_every_model_and_score() -> None:
+    from kiwi_cli.variants import VARIANTS
+
+    text = (CHECKPOINT.parents[1] / "docs" / "weights.md").read_text(encoding="utf-8")
+    for variant in VARIANTS:
+        scored, placed = [line for line in text.splitlines() if line.startswith(f"| `{variant.name}`")]
+        assert all(f"{score.overall:.2f}" in scored for score in variant.scores) and f"`{variant.repo}`" in placed
+        assert ("raw" in scored) == (variant.kind == "raw")
