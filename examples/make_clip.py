@@ -1,6 +1,6 @@
 """Draws examples/clip.mp4 and examples/reference.png: a ball bouncing over hills, with sound. 2 s, 480x270, 24 fps.
 
-    python examples/make_clip.py
+Run `python examples/make_clip.py`.
 """
 
 from __future__ import annotations
