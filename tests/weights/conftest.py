@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ..conftest import CHECKPOINT
+from .forks import Forks
 from .hub_server import Hub, folder_contents, serve
 
 REPO = "linyq/kiwi-edit-5b-instruct-reference-diffusers"
@@ -46,12 +45,18 @@ def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
     }
 
 
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    runner = Forks(tmp_path_factory.mktemp("forks"))
+    yield runner
+    runner.close()
+
+
 @pytest.fixture
-def kiwi(environment: dict[str, str]) -> Kiwi:
+def kiwi(environment: dict[str, str], forks: Forks) -> Kiwi:
     def run(*arguments: str, setup: str = "", **more: str) -> subprocess.CompletedProcess[str]:
         program = f"{setup}\nfrom kiwi_cli.__main__ import main\nimport sys\nsys.exit(main())"
-        command = [sys.executable, "-c", program, *arguments]
-        return subprocess.run(command, env=environment | more, capture_output=True, text=True, timeout=60, check=False)
+        return forks.run(program, list(arguments), environment | more)
 
     return run
 
@@ -64,9 +69,3 @@ def repo_folder(tmp_path: Path) -> Path:
 def files_below(folder: Path) -> dict[str, bytes]:
     """Path -> contents, of every file."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def relative(ours: Any, recorded: Any) -> float:
-    from ..conftest import relative_error
-
-    return relative_error(ours, recorded)
