@@ -45,9 +45,20 @@ class Source:
     shape: tuple[int, ...]
     lora: tuple[TensorFiles, Lora] | None = None
 
+    @property
+    def dtype(self) -> str:
+        """The precision that loses nothing: the stored one, or the wider of what is merged."""
+        if self.files is None:
+            return "F32"
+        stored = self.files.infos[self.key].dtype
+        if self.lora is None:
+            return stored
+        added = self.lora[0].infos[self.lora[1].up].dtype
+        return stored if stored == added else "F32"
+
     def entry(self, name: str, dtype: str | None) -> Entry:
-        """As a tensor to be written; `dtype` None keeps the stored one."""
-        kept = dtype or (self.files.infos[self.key].dtype if self.files else "F32")
+        """As a tensor to be written; `dtype` None keeps its own."""
+        kept = dtype or self.dtype
         return Entry(name, kept, self.shape, lambda: self._pieces(kept))
 
     def _pieces(self, dtype: str) -> Iterable[bytes | memoryview]:

@@ -7,7 +7,6 @@ headers alone: which tensor comes from where, under which name, with which LoRA 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -60,14 +59,6 @@ class Raw:
     def whole_transformer(self, config: Mapping[str, Any]) -> bool:
         """Whether it holds every transformer tensor, so that the base's are not needed."""
         return set(keys.dit_keys(config)) <= set(self.values.get("transformer", {}))
-
-    @property
-    def dtype(self) -> str:
-        """The type most of its values are stored in."""
-        counts: Counter[str] = Counter()
-        for info in self.files.infos.values():
-            counts[info.dtype] += info.elements
-        return counts.most_common(1)[0][0]
 
 
 def read_raw(path: Path) -> Raw:
@@ -139,13 +130,13 @@ def plan_raw(raw: Raw, qwen: Path, wan: Path, dtype: str = "auto", references_fi
     Args:
         qwen: folder of Qwen2.5-VL as on the Hub, in the old or the new key layout.
         wan: folder with `transformer/` and `vae/` in the library's format.
-        dtype: 'bfloat16', 'float16', 'float32'; 'auto' is what most of the raw values are stored in.
+        dtype: 'bfloat16', 'float16' or 'float32' for everything; 'auto' keeps each tensor's own, and so loses nothing.
         references_first: reference tokens before the video's; a raw checkpoint does not say it.
 
     Raises:
         CheckpointError: parts that are missing or do not fit each other.
     """
-    stored = raw.dtype if dtype == "auto" else file_dtype(dtype)
+    stored = None if dtype == "auto" else file_dtype(dtype)
     result = Result()
     config = {k: v for k, v in read_json(wan / "transformer/config.json").items() if not k.startswith("_")}
     config = {"_class_name": "WanTransformer3DModel", **config}
@@ -202,7 +193,7 @@ def plan_raw(raw: Raw, qwen: Path, wan: Path, dtype: str = "auto", references_fi
     return result
 
 
-def _plan_vae(result: Result, folder: Path, dtype: str) -> None:
+def _plan_vae(result: Result, folder: Path, dtype: str | None) -> None:
     config, files = read_json(folder / "config.json"), TensorFiles.open(folder, STEM)
     blocks = int(config.get("num_res_blocks", 2))
     original = "base_dim" in config and config.get("is_residual")
@@ -227,7 +218,7 @@ def _plan_vae(result: Result, folder: Path, dtype: str) -> None:
     result.add("vae", STEM, sources, dtype)
 
 
-def _plan_mllm(result: Result, raw: Raw, hidden: int, width: int, dtype: str) -> None:
+def _plan_mllm(result: Result, raw: Raw, hidden: int, width: int, dtype: str | None) -> None:
     sources = _overlay(raw, "mllm", {})
     shapes: dict[str, tuple[int, ...]] = {name: (count, hidden) for name, count in QUERIES.items()}
     for connector in ("connector", "ref_connector"):

@@ -11,10 +11,12 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from types import ModuleType
 from typing import Any, TypeVar
 
 from kiwi_cli.errors import CheckpointError, KiwiError
+from kiwi_cli.variants import VARIANTS, find_variant
 
 Result = TypeVar("Result")
 
@@ -74,7 +76,7 @@ def explain(error: BaseException, repo: str, revision: str = "main", where: str 
         (
             hub.RepositoryNotFoundError,
             f"no repository '{repo}' on the Hub, or it is private",
-            f"check the name; for a private one, {LOG_IN}",
+            _or_private(repo),
         ),
         (
             hub.RemoteEntryNotFoundError,
@@ -113,7 +115,7 @@ def explain(error: BaseException, repo: str, revision: str = "main", where: str 
 _STATUS = {
     401: ("the Hub does not accept the token for '{repo}'", LOG_IN),
     403: ("the Hub refuses access to '{repo}'", f"check that the token may read it, or {LOG_IN}"),
-    404: ("no repository '{repo}' on the Hub, or it is private", f"check the name; for a private one, {LOG_IN}"),
+    404: ("no repository '{repo}' on the Hub, or it is private", ""),
     429: ("the Hub asks for fewer requests", f"wait a few minutes, then {AGAIN}; logging in raises the limit"),
 }
 
@@ -125,7 +127,14 @@ def _by_status(error: BaseException, repo: str) -> KiwiError | None:
     if status == 401 and "Invalid credentials" not in _header(error, "X-Error-Message"):
         status = 404  # what the Hub answers to strangers for what is private or not there
     message, hint = _STATUS.get(status, (f"the Hub failed with status {status} for '{{repo}}'", AGAIN))
-    return CheckpointError(message.format(repo=repo), hint)
+    return CheckpointError(message.format(repo=repo), hint or _or_private(repo))
+
+
+def _or_private(repo: str) -> str:
+    """For a repository that is not there: the nearest that is, or how to log in."""
+    if find_variant(repo) is None and (close := get_close_matches(repo, [v.repo for v in VARIANTS], n=1, cutoff=0.8)):
+        return f"did you mean '{close[0]}'?"
+    return f"check the name; for a private one, {LOG_IN}"
 
 
 _ERRNO = {

@@ -97,10 +97,31 @@ def ensure_local(path: Path, access: Access) -> Path:
 
 
 def ensure_repo(chosen: Plan, variant: Variant | None, access: Access) -> Path:
-    """The converted form of a raw checkpoint on the Hub: fetched and converted, once, in bfloat16."""
-    from kiwi_cli.fetch import fetch
+    """The converted form of a raw checkpoint on the Hub: fetched and converted, once, in bfloat16.
 
+    Raises:
+        CheckpointError: no room for the raw file, its base models and the result together, before the first byte.
+    """
+    from kiwi_cli.fetch import check_room, fetch
+
+    plans = [chosen, *plan_bases(access)]
+    # The result is at most as large as what it is made of.
+    needed = sum(part.missing_bytes + part.bytes for part in plans)
+    check_room(needed, access.root, f"'{chosen.cached.repo}', its base models and the converted checkpoint")
     return ensure_snapshot(fetch(chosen, access) / chosen.files[0].path, chosen, variant, access)
+
+
+def plan_bases(access: Access) -> list[Plan]:
+    """What fetching the base models of a raw checkpoint from the Hub means; folders need no fetching."""
+    from kiwi_cli.fetch import plan
+
+    qwen, wan = os.environ.get("KIWI_QWEN", QWEN_REPO), os.environ.get("KIWI_WAN", WAN_REPO)
+    layouts = ((qwen, QWEN_BASE), (wan, WAN_BASE_WITHOUT_TRANSFORMER))
+    return [
+        plan(repo, "main", access, layout)
+        for repo, layout in layouts
+        if not Path(repo).expanduser().is_dir() and access.cached(repo).whole("main", layout) is None
+    ]
 
 
 def ensure_snapshot(file: Path, chosen: Plan, variant: Variant | None, access: Access) -> Path:

@@ -247,6 +247,24 @@ def test_precision_and_shards(convert: Callable[..., Path], kiwi_run: Callable[.
     assert files_below(tmp_path / "joined") == files_below(half)
 
 
+def test_nothing_is_rounded_unless_asked(convert: Callable[..., Path], bases: Path, tmp_path: Path) -> None:
+    """Each tensor keeps its precision; a LoRA stored wider than its base makes the merged weight as wide."""
+
+    def half(tensors: dict[str, torch.Tensor]) -> None:
+        tensors.update({k: v.to(torch.bfloat16) for k, v in tensors.items() if "lora" not in k})
+
+    out = convert(changed(tmp_path, half))
+    assert {value.dtype for value in part(out, "transformer").values()} == {torch.bfloat16}
+    assert all(torch.equal(value, part(CHECKPOINT, "vae")[key]) for key, value in part(out, "vae").items())
+
+    qwen = tmp_path / "qwen"
+    shutil.copytree(bases / "qwen", qwen)
+    edit_tensors(qwen / "model.safetensors", lambda t: t.update({k: v.to(torch.bfloat16) for k, v in t.items()}))
+    merged = part(convert(qwen=str(qwen), out="mixed"), "mllm_encoder", "model")
+    assert merged["model.layers.0.self_attn.q_proj.weight"].dtype == torch.float32
+    assert merged["model.layers.0.mlp.up_proj.weight"].dtype == torch.bfloat16
+
+
 @pytest.fixture
 def kiwi_run(capsys: pytest.CaptureFixture[str]) -> Callable[..., int]:
     from kiwi_cli.cli import run
@@ -318,6 +336,10 @@ def test_a_raw_variant_is_fetched_and_converted_in_one_go(hub: Any, kiwi: Any, b
     hub.repos[variant.repo] = {"step-30.safetensors": RAW.read_bytes(), **extra}
     hub.repos[QWEN_REPO] = files_below(bases / "qwen")
     hub.repos[WAN_REPO] = files_below(bases / "wan")
+    told = kiwi("download", "stage3-reference", "--dry-run").stdout
+    assert "raw checkpoint" in told and "step-30.safetensors" in told and QWEN_REPO in told and not hub.fetched()
+    full = "import shutil\nshutil.disk_usage = lambda _: type('U', (), {'free': 9_000_000})()"
+    assert "not enough room" in kiwi("download", "stage3-reference", setup=full).stderr and not hub.fetched()
     ran = kiwi("download", "stage3-reference")
     assert ran.returncode == 0, ran.stderr
     assert f"transformer/{STEM}.safetensors" not in hub.fetched()  # the raw one holds all of it

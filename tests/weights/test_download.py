@@ -183,6 +183,8 @@ def test_a_token_is_presented(hub: Hub, kiwi: Kiwi) -> None:
 def test_names_and_revisions_that_are_not_there(hub: Hub, kiwi: Kiwi) -> None:
     wrong = kiwi("download", "instruct-refrence")
     assert wrong.returncode == 1 and "did you mean 'instruct-reference'?" in wrong.stderr
+    near = kiwi("download", REPO.removesuffix("-diffusers"))
+    assert near.returncode == 1 and f"did you mean '{REPO}'?" in near.stderr
     revision = kiwi("download", "--revision", "v9")
     assert revision.returncode == 1 and "no revision 'v9'" in revision.stderr and "--revision" in revision.stderr
     assert not hub.fetched()

@@ -63,7 +63,7 @@ def convert(
         str,
         typer.Option(
             "--dtype",
-            help="auto (as RAW is stored), bfloat16, float16 or float32.",
+            help="auto (each tensor as it is stored), bfloat16, float16 or float32.",
             autocompletion=lambda: list(CONVERT_DTYPES),
         ),
     ] = "auto",

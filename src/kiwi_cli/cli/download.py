@@ -181,14 +181,14 @@ def show_plan(model: str, revision: str | None, access: Access, console: Console
     from kiwi_cli.cache import free_bytes
     from kiwi_cli.fetch import check_room, plan
     from kiwi_cli.hub import resolve
-    from kiwi_cli.layout import QWEN_BASE, RELEASED, WAN_BASE_WITHOUT_TRANSFORMER
+    from kiwi_cli.layout import RELEASED
+    from kiwi_cli.raw import plan_bases
 
     repo, variant = resolve(model)
     wanted = revision or (variant.revision if variant else "main")
     plans = [plan(repo, wanted, access, RELEASED if variant and variant.kind == "released" else None)]
     if not any(file.path == "model_index.json" for file in plans[0].files):
-        plans.append(plan(QWEN_REPO, "main", access, QWEN_BASE))
-        plans.append(plan(WAN_REPO, "main", access, WAN_BASE_WITHOUT_TRANSFORMER))
+        plans += plan_bases(access)
     lines, rows = [], []
     for part in plans:
         missing = set(part.missing)
@@ -199,12 +199,14 @@ def show_plan(model: str, revision: str | None, access: Access, console: Console
     total = sum(part.missing_bytes for part in plans)
     free = free_bytes(access.root)
     lines.append(f"to fetch: {format_bytes(total)}; free in '{access.root}': {format_bytes(free)}")
-    if len(plans) > 1:
-        lines.append("it is a raw checkpoint: converting it needs room for about 19 GB more, and, unless it holds the")
-        lines.append(f"whole transformer, the transformer of {WAN_REPO}")
+    room = total
+    if not any(file.path == "model_index.json" for file in plans[0].files):
+        room += sum(part.bytes for part in plans)
+        lines.append(f"it is a raw checkpoint; converting it needs {format_bytes(room)} in all, and the transformer")
+        lines.append(f"of {WAN_REPO} too, unless it holds all of it")
     data = {"model": model, "bytes": total, "free_bytes": free, "cache": str(access.root), "files": rows}
     console.result("\n".join(lines), data)
-    check_room(total, access.root, f"'{model}'")
+    check_room(room, access.root, f"'{model}'")
 
 
 def verify_model(model: str, revision: str | None, repair: bool, access: Access, console: Console) -> None:
