@@ -1,1 +1,1 @@
-"""Benchmarks: of speed (`kiwi bench speed`)."""
+"""Benchmarks: of speed (`kiwi bench speed`) and of quality (`openve`, `refvie`, `imgedit`, `report`)."""

@@ -1,4 +1,4 @@
-"""`kiwi bench speed`."""
+"""`kiwi bench`: the group, and `speed`. The benchmarks of quality are in bench_runs.py and bench_report.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kiwi_cli.errors import UsageError
 if TYPE_CHECKING:
     from kiwi_cli.bench.speed import SpeedResult
 
-bench = typer.Typer(help="Measure speed.", no_args_is_help=True)
+bench = typer.Typer(help="Measure speed, and quality on the published benchmarks.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
 MODELS = ("5b", "mid", "small")
@@ -92,3 +92,9 @@ def table(result: SpeedResult) -> str:
 def share(result: SpeedResult) -> str:
     """Of the device's own matrix rate."""
     return f"{100 * result.step_tflops / result.matrix_tflops:.0f} % of it"
+
+
+from kiwi_cli.cli import bench_report as _report  # noqa: E402  (each registers its commands on `bench`)
+from kiwi_cli.cli import bench_runs as _runs  # noqa: E402
+
+COMMAND_MODULES = (_runs, _report)

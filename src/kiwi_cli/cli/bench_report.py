@@ -1,0 +1,3 @@
+"""`kiwi bench report`."""
+
+from __future__ import annotations
