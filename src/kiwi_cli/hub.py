@@ -86,16 +86,27 @@ def resolve(name: str) -> tuple[str, Variant | None]:
     raise CheckpointError(f"no such model or folder: '{name}'", hint)
 
 
+def peek(repo: str, revision: str, access: Access) -> Path | None:
+    """A model that can be used at once: whole in the cache, or converted there. Fetches and converts nothing."""
+    from kiwi_cli.raw import HUB_DTYPE
+
+    cached = access.cached(repo)
+    commit = cached.commit(revision)
+    if commit is not None and cached.converted(commit, HUB_DTYPE).is_dir():
+        return cached.converted(commit, HUB_DTYPE)
+    return cached.whole(revision, RELEASED)
+
+
 def cached_model(repo: str, revision: str, variant: Variant | None, access: Access) -> Path | None:
-    """A model that is whole in the cache, as a folder in the released layout; a raw one is converted if need be."""
+    """As `peek`; a raw checkpoint that is here and not yet converted is converted now."""
     from kiwi_cli import raw
 
+    if found := peek(repo, revision, access):
+        return found
     cached = access.cached(repo)
     commit = cached.commit(revision)
     if commit is None or not cached.snapshot(commit).is_dir():
         return None
-    if whole := cached.whole(revision, RELEASED):
-        return whole
     snapshot = cached.snapshot(commit)
     if (snapshot / "model_index.json").exists() or not raw.is_raw_folder(snapshot):
         return None

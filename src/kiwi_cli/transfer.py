@@ -70,13 +70,18 @@ def transfer(console: Console | None, label: str, total: int) -> Iterator[Transf
         TransferSpeedColumn,
     )
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+    from rich.table import Column
+
+    def one_line(**more: Any) -> Column:
+        return Column(no_wrap=True, **more)
+
+    columns = (  # 80 characters wide at most
+        TextColumn("{task.description}", table_column=one_line(max_width=24, overflow="ellipsis")),
+        BarColumn(bar_width=14),
+        DownloadColumn(table_column=one_line()),
+        TransferSpeedColumn(table_column=one_line()),
+        TimeRemainingColumn(compact=True, table_column=one_line()),
+        TextColumn("left", table_column=one_line()),
     )
     with Progress(*columns, console=RichConsole(stderr=True)) as bar:
         counter._bar, counter._task = bar, bar.add_task(label, total=total)

@@ -136,14 +136,11 @@ def list_models(access: Access, console: Console) -> None:
 
 def state(variant: Variant, access: Access) -> str:
     """'yes', 'partly' or 'no'."""
-    from kiwi_cli.layout import RELEASED
-    from kiwi_cli.raw import HUB_DTYPE
+    from kiwi_cli.hub import peek
 
-    cached = access.cached(variant.repo)
-    commit = cached.commit(variant.revision)
-    if commit and (cached.converted(commit, HUB_DTYPE).is_dir() or cached.whole(variant.revision, RELEASED)):
+    if peek(variant.repo, variant.revision, access):
         return "yes"
-    return "partly" if cached.size() else "no"
+    return "partly" if access.cached(variant.repo).size() else "no"
 
 
 def details(variant: Variant) -> list[str]:
