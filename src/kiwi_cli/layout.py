@@ -16,6 +16,7 @@ from pathlib import Path
 from kiwi_cli.errors import CheckpointError
 
 STEM = "diffusion_pytorch_model"
+MAX_INDEX_BYTES = 64 * 2**20  # one of a 19 GB checkpoint is below 1 MB
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl")
 PICKLE_HINT = "pickles run code when they are opened; use a safetensors file, or save it as one where it came from"
 
@@ -61,6 +62,8 @@ class Layout:
                 lacking.append(f"{folder}/{stem}.safetensors".lstrip("/"))
                 continue
             try:
+                if index.stat().st_size > MAX_INDEX_BYTES:
+                    raise ValueError
                 names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
             except (OSError, ValueError, KeyError, AttributeError, TypeError):
                 names = set()  # a broken index is the loader's to refuse, with its own words

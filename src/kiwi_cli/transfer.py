@@ -69,7 +69,6 @@ def transfer(console: Console | None, label: str, total: int) -> Iterator[Transf
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
-
     from rich.table import Column
 
     def one_line(**more: Any) -> Column:
