@@ -11,7 +11,7 @@ from kiwi_cli.errors import KiwiError, UsageError
 
 KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
 LONGEST_PROCESSING = 300.0  # seconds until an upload must be ready
-FIRST_POLL, LONGEST_POLL = 0.2, 4.0  # seconds
+FIRST_POLL, LONGEST_POLL = 0.05, 4.0  # seconds
 
 
 class GeminiJudge:
