@@ -22,6 +22,9 @@ MAY_IMPORT = {
     "mllm": {"mllm_inputs"},
     "vae": {"errors", "strips"},
     "devices": {"errors"},
+    "frames": set(),
+    "memory": {"errors"},
+    "residency": {"memory", "mllm_inputs", "pipeline"},  # the last two for types only
     "console": set(),
 }
 NEVER = {

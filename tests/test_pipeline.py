@@ -73,7 +73,7 @@ def test_streamed_equals_whole(pipe: Any) -> None:
 
 
 def test_streaming_coders_equal_the_librarys_whole_coders(pipe: Any) -> None:
-    from kiwi_cli.pipeline import to_pixels
+    from kiwi_cli.frames import to_pixels
     from kiwi_cli.vae import latent_statistics
 
     frames = random_frames(13)

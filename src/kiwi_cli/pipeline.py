@@ -23,10 +23,13 @@ from PIL import Image
 from kiwi_cli import checkpoint, sampling
 from kiwi_cli import vae as wan_vae
 from kiwi_cli.devices import choose_device, choose_dtype
-from kiwi_cli.errors import UsageError
+from kiwi_cli.errors import DeviceError, UsageError
+from kiwi_cli.frames import chunk_frames, to_frames, to_pixels
+from kiwi_cli.memory import Stage, Unit, parse_bytes
 from kiwi_cli.mllm import KiwiInstructionEncoder
-from kiwi_cli.mllm_inputs import QUERY_TOKEN, VISION_END, VISION_START, InputBuilder
+from kiwi_cli.mllm_inputs import QUERY_TOKEN, VISION_END, VISION_START, InputBuilder, MLLMInputs
 from kiwi_cli.pictures import as_picture, fit_on_white
+from kiwi_cli.residency import Residency, count_work
 from kiwi_cli.transformer import ConditionEmbedder, KiwiTransformer3DModel
 from kiwi_cli.weights import locate
 
@@ -72,6 +75,7 @@ class KiwiPipeline(DiffusionPipeline):
             tokenizer=tokenizer,
         )
         self.register_to_config(references_first=references_first, shift=shift)
+        self.residency: Residency | None = None
         self.inputs = InputBuilder(
             tokenizer,
             mllm_encoder.query_counts,
@@ -81,14 +85,20 @@ class KiwiPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str, device: str = "auto", dtype: str | torch.dtype = "auto"
+        cls,
+        name_or_path: str,
+        device: str = "auto",
+        dtype: str | torch.dtype = "auto",
+        memory: str = "auto",
+        max_memory: str | int | None = None,
     ) -> KiwiPipeline:
-        """Load a checkpoint in the released layout.
+        """Load a checkpoint in the released layout, or a raw training checkpoint.
 
         Args:
             name_or_path: a variant's name ('instruct-reference'), a Hub id or a folder.
             device: 'cuda', 'cuda:1', 'cpu', 'mps'; 'auto' takes the accelerator there is, else the CPU.
             dtype: 'bfloat16', 'float16' or 'float32'; 'auto' is bfloat16 on an accelerator, float32 on the CPU.
+            memory, max_memory: as in `manage`.
 
         Raises:
             CheckpointError: not found, broken, or of another model.
@@ -96,8 +106,74 @@ class KiwiPipeline(DiffusionPipeline):
         """
         folder = locate(str(name_or_path))
         place = choose_device(device)
-        parts = checkpoint.load_parts(folder, choose_dtype(dtype, place), place)
-        return cls(**vars(parts))
+        # On the host the weights are mapped from the files and cost nothing; `manage` puts on the device what is
+        # needed there.
+        pipe = cls(**vars(checkpoint.load_parts(folder, choose_dtype(dtype, place), "cpu")))
+        pipe.manage(place, memory, max_memory)
+        return pipe
+
+    # -- where the parts are --------------------------------------------------------------------------------
+
+    def manage(self, device: torch.device, memory: str = "auto", max_memory: str | int | None = None) -> None:
+        """Let the pipeline decide what is on the device when, for each edit anew. The parts are on the CPU before.
+
+        The alternatives are `to`, which places all parts for good, and the library's offload.
+
+        Args:
+            device: where work happens.
+            memory: 'auto', or a level of memory.py: 'resident', 'release', 'swap', 'stream', 'tiled' (not exact).
+            max_memory: bytes, or '12GB', of a device that has more.
+
+        Raises:
+            UsageError: a level or an amount that is none.
+        """
+        limit = parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory
+        self.residency = Residency(self.units, device, memory, limit)
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """As the library's: places all parts now, and ends what `manage` began."""
+        self._unmanage()
+        return super().to(*args, **kwargs)
+
+    def enable_model_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
+        """As the library's; ends what `manage` began."""
+        self._unmanage()
+        super().enable_model_cpu_offload(*args, **kwargs)
+
+    def _unmanage(self) -> None:
+        if self.residency is not None:
+            for unit in tuple(self.residency.on_device):
+                self.residency.evict(unit)
+            self.residency = None
+
+    @property
+    def units(self) -> dict[Unit, list[torch.nn.Module]]:
+        """The parts as they are moved: the VAE's halves apart, the embedders with the transformer."""
+        return {
+            "mllm": [self.mllm_encoder],
+            "vae_encoder": [self.vae.encoder, self.vae.quant_conv],
+            "transformer": [self.transformer, self.source_embedder, self.ref_embedder],
+            "vae_decoder": [self.vae.decoder, self.vae.post_quant_conv],
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where work happens."""
+        return super().device if self.residency is None else self.residency.device
+
+    @contextmanager
+    def _stage(self, stage: Stage) -> Iterator[torch.device]:
+        """The device a stage's work happens on, with its parts there."""
+        if self.residency is not None:
+            with self.residency.stage(stage) as device:
+                yield device
+            return
+        if stage in ("encode", "decode"):
+            # The coders are driven from outside the VAE's own calls, where the library's offload hooks do not fire.
+            hook = getattr(self.vae, "_hf_hook", None)
+            if hook is not None:
+                hook.pre_forward(self.vae)
+        yield self._execution_device
 
     # -- shapes ---------------------------------------------------------------------------------------------
 
@@ -129,6 +205,7 @@ class KiwiPipeline(DiffusionPipeline):
         sigma_min: float = sampling.SIGMA_MIN,
         output: Output = "frames",
         progress: Progress | None = None,
+        notify: Callable[[str], None] | None = None,
     ) -> Any:
         """Edit a clip, or a picture (one frame).
 
@@ -142,34 +219,59 @@ class KiwiPipeline(DiffusionPipeline):
             output: 'frames' (F, H, W, 3) uint8; 'latents' (1, C, T, h, w) fp32; 'stream' an iterator over
                 (f, H, W, 3) uint8 in order, decoded as it is consumed.
             progress: called after each piece of work.
+            notify: called with lines for the person: the memory plan, and a step down from it.
 
         Raises:
             UsageError: frames, steps, seed, instruction or references that cannot be used.
+            DeviceError: the edit does not fit the device, with what would.
         """
         self._check(frames, steps, seed, output)
         pictures = [as_picture(reference) for reference in references]
         report: Progress = progress or (lambda stage, done, total: None)
 
-        context = self.encode_instruction(frames, instruction, pictures)
-        report("instruction", 1, 1)
-        source = self.encode_source(frames, report)
-        height, width = frames.shape[1:3]
-        reference = self.encode_references(pictures, width, height) if pictures else None
-        noise = self.make_noise(source.shape, seed)
-        latents = self.denoise(noise, context, source, reference, steps, sigma_min, report)
+        inputs = self.inputs(frames, instruction, pictures)
+        if self.residency is not None:
+            self.residency.choose(count_work(self, frames, len(pictures), inputs), notify)
+
+        def work() -> torch.Tensor:
+            context = self.encode_inputs(inputs)
+            report("instruction", 1, 1)
+            source = self.encode_source(frames, report)
+            height, width = frames.shape[1:3]
+            reference = self.encode_references(pictures, width, height) if pictures else None
+            noise = self.make_noise(source.shape, seed)
+            return self.denoise(noise, context, source, reference, steps, sigma_min, report)
+
+        try:
+            latents = work()
+        except torch.OutOfMemoryError as error:
+            self._step_down(error)
+            latents = work()
         if output == "latents":
             return latents
         stream = self.decode(latents, len(frames), report)
         return stream if output == "stream" else np.concatenate(list(stream))
+
+    def _step_down(self, error: torch.OutOfMemoryError) -> None:
+        """Go on with a smaller memory plan, or say that there is none."""
+        if self.residency is None or not self.residency.step_down():
+            raise DeviceError(
+                f"out of memory on {self.device}: {str(error).splitlines()[0]}",
+                "use a smaller --size, fewer --frames, or --memory stream",
+            ) from error
 
     @torch.no_grad()
     def encode_instruction(
         self, frames: np.ndarray, instruction: str, references: Sequence[Image.Image] = ()
     ) -> torch.Tensor:
         """Frames (F, H, W, 3) uint8, text and pictures -> context tokens (1, N, D) in compute precision."""
-        inputs = self.inputs(frames, instruction, references)
+        return self.encode_inputs(self.inputs(frames, instruction, references))
+
+    @torch.no_grad()
+    def encode_inputs(self, inputs: MLLMInputs) -> torch.Tensor:
+        """A prompt that is built already -> context tokens (1, N, D)."""
         ids = [self.inputs.token_id(token) for token in (QUERY_TOKEN, VISION_START, VISION_END)]
-        with self._on_device("mllm_encoder") as device:
+        with self._stage("instruction") as device:
             return self.mllm_encoder(inputs.to(device), *ids)
 
     @torch.no_grad()
@@ -180,8 +282,9 @@ class KiwiPipeline(DiffusionPipeline):
         """
         chunks = list(chunk_frames(frames, self.frames_per_latent))
         latents = []
-        with self._on_device("vae"):
-            for latent in wan_vae.encode_stream(self.vae, (to_pixels(chunk) for chunk in chunks)):
+        strips = self.residency.plan.encode_strips if self.residency else 1
+        with self._stage("encode"):
+            for latent in wan_vae.encode_stream(self.vae, (to_pixels(chunk) for chunk in chunks), strips):
                 latents.append(latent)
                 if progress is not None:
                     progress("encode", len(latents), len(chunks))
@@ -216,7 +319,7 @@ class KiwiPipeline(DiffusionPipeline):
             context: (1, N, D) tokens.
         """
         dtype = self.compute_dtype
-        with self._on_device("transformer") as device, self._on_device("source_embedder", "ref_embedder"):
+        with self._stage("denoise") as device:
             context = context.to(device, dtype)
             # Both embeddings are the same at every step.
             source_embeds = self.source_embedder(source.to(device))
@@ -242,27 +345,34 @@ class KiwiPipeline(DiffusionPipeline):
         self, latents: torch.Tensor, frame_count: int | None = None, progress: Progress | None = None
     ) -> Iterator[np.ndarray]:
         """Latents (1, C, T, h, w) -> (f, H, W, 3) uint8 RGB as they are decoded, `frame_count` frames in all."""
-        left = 1 + (latents.shape[2] - 1) * self.frames_per_latent if frame_count is None else frame_count
-        for done, pixels in enumerate(self.decode_pixels(latents), start=1):
-            frames = to_frames(pixels)[:left]
-            left -= len(frames)
-            if progress is not None:
-                progress("decode", done, latents.shape[2])
-            if len(frames):
-                yield frames
+        total = 1 + (latents.shape[2] - 1) * self.frames_per_latent
+        total = total if frame_count is None else min(total, frame_count)
+        sent = 0
+        while sent < total:
+            position = 0
+            try:
+                for done, pixels in enumerate(self.decode_pixels(latents), start=1):
+                    frames = to_frames(pixels)[max(0, sent - position) : max(0, total - position)]
+                    position += pixels.shape[2]
+                    if progress is not None:
+                        progress("decode", done, latents.shape[2])
+                    if len(frames):
+                        sent += len(frames)
+                        yield frames
+            except torch.OutOfMemoryError as error:
+                self._step_down(error)  # then once more from the start, past the frames that are out already
 
     @torch.no_grad()
     def decode_pixels(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
         """Latents (1, C, T, h, w) -> (1, 3, f, H, W) fp32 in [-1, 1], one latent frame at a time."""
-        with self._on_device("vae"):
-            yield from wan_vae.decode_stream(self.vae, latents)
+        plan = self.residency.plan if self.residency else None
+        with self._stage("decode"):
+            if plan is not None and not plan.exact:
+                yield wan_vae.decode_tiled(self.vae, latents)
+            else:
+                yield from wan_vae.decode_stream(self.vae, latents, plan.decode_strips if plan else 1)
 
     # -- helpers --------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _on_device(self, *names: str) -> Iterator[torch.device]:
-        """The device that work of these parts happens on."""
-        yield next(getattr(self, names[0]).parameters()).device
 
     def _check(self, frames: np.ndarray, steps: int, seed: int, output: str) -> None:
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
@@ -282,25 +392,3 @@ class KiwiPipeline(DiffusionPipeline):
             raise UsageError(f"seed must be from 0 to 2**64 - 1, not {seed}", "any such number will do")
         if output not in ("frames", "latents", "stream"):
             raise UsageError(f"unknown output '{output}'", "use 'frames', 'latents' or 'stream'")
-
-
-def chunk_frames(frames: np.ndarray, stride: int) -> Iterator[np.ndarray]:
-    """One frame, then `stride` at a time; the last frame is repeated to fill the last chunk."""
-    yield frames[:1]
-    for start in range(1, len(frames), stride):
-        chunk = frames[start : start + stride]
-        if missing := stride - len(chunk):
-            chunk = np.concatenate([chunk, np.repeat(chunk[-1:], missing, axis=0)])
-        yield chunk
-
-
-def to_pixels(frames: np.ndarray) -> torch.Tensor:
-    """(f, H, W, 3) uint8 -> (1, 3, f, H, W) fp32 in [-1, 1]."""
-    pixels = torch.from_numpy(np.require(frames, requirements=["C", "W"])).permute(3, 0, 1, 2)[None]
-    return pixels.to(torch.float32) * (2.0 / 255.0) - 1.0
-
-
-def to_frames(pixels: torch.Tensor) -> np.ndarray:
-    """(1, 3, f, H, W) in [-1, 1] -> (f, H, W, 3) uint8, rounded."""
-    scaled = ((pixels[0] + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return scaled.permute(1, 2, 3, 0).cpu().numpy()

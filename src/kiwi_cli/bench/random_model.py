@@ -102,7 +102,7 @@ def random_pipeline(
     )
     embedders = [build(ConditionEmbedder, {"in_dim": 48, "dim": width}, here) for _ in range(2)]
 
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
     _materialise(transformer, device, dtype, generator, dit.keeps_fp32)
     _materialise(vae, device, dtype, generator, wan_vae.keeps_fp32)
     for module in (mllm, *embedders):
@@ -116,7 +116,7 @@ def _materialise(
     module: Any,
     device: torch.device,
     dtype: torch.dtype,
-    generator: torch.Generator,
+    generator: torch.Generator | None,
     keeps_fp32: Callable[[str], bool] = lambda key: False,
 ) -> None:
     """Replace `meta` parameters one by one by normal ones of scale 0.02, in the precision loading would give."""
@@ -124,7 +124,9 @@ def _materialise(
         owner, _, leaf = name.rpartition(".")
         precision = torch.float32 if keeps_fp32(name) else dtype
         value = torch.empty(parameter.shape, device=device, dtype=precision)
-        if value.ndim == 1:
+        if generator is None:
+            pass  # on `meta` there is nothing to fill
+        elif value.ndim == 1:
             value.fill_(1.0 if leaf == "weight" else 0.0)
         else:
             value.normal_(std=0.02, generator=generator)

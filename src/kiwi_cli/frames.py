@@ -1,0 +1,30 @@
+"""Frames as people have them, (F, H, W, 3) uint8 RGB, and pixels as the autoencoder takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+
+def chunk_frames(frames: np.ndarray, stride: int) -> Iterator[np.ndarray]:
+    """One frame, then `stride` at a time; the last frame is repeated to fill the last chunk."""
+    yield frames[:1]
+    for start in range(1, len(frames), stride):
+        chunk = frames[start : start + stride]
+        if missing := stride - len(chunk):
+            chunk = np.concatenate([chunk, np.repeat(chunk[-1:], missing, axis=0)])
+        yield chunk
+
+
+def to_pixels(frames: np.ndarray) -> torch.Tensor:
+    """(f, H, W, 3) uint8 -> (1, 3, f, H, W) fp32 in [-1, 1]."""
+    pixels = torch.from_numpy(np.require(frames, requirements=["C", "W"])).permute(3, 0, 1, 2)[None]
+    return pixels.to(torch.float32) * (2.0 / 255.0) - 1.0
+
+
+def to_frames(pixels: torch.Tensor) -> np.ndarray:
+    """(1, 3, f, H, W) in [-1, 1] -> (f, H, W, 3) uint8, rounded."""
+    scaled = ((pixels[0] + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return scaled.permute(1, 2, 3, 0).cpu().numpy()
