@@ -6,44 +6,47 @@ nothing heavy; `run` loads the model, or is given one, and writes the result.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kiwi_cli import __version__, hub, raw, weights
-from kiwi_cli.errors import MediaError, UsageError
+from kiwi_cli import hub, lora, raw, record, weights
+from kiwi_cli.errors import CheckpointError, UsageError
 from kiwi_cli.fetch import Access
 from kiwi_cli.layout import RELEASED
+from kiwi_cli.request import MAX_FRAMES, EditRequest
+from kiwi_cli.sources import open_reference
 from kiwi_cli.video import (
     Clip,
+    FrameWriter,
+    Mask,
     Size,
     Span,
     check_output,
+    load_mask,
     open_writer,
+    padded_frame_count,
     probe,
     read_frames,
     requested_size,
     select,
     working_size,
+    write_sheet,
 )
 
 if TYPE_CHECKING:
     import numpy as np
-    from PIL import Image
 
     from kiwi_cli.console import Console
     from kiwi_cli.pipeline import KiwiPipeline
 
-MAX_FRAMES = 81
-"""What the released models are trained and published with; `--frames` goes beyond it."""
-
-MAX_REFERENCE_PIXELS = 64_000_000
 STAGES = {
+    "read": "read the clip",
     "load": "load the model",
     "instruction": "read the instruction",
     "encode": "encode the clip",
@@ -53,51 +56,14 @@ STAGES = {
 
 
 @dataclass(frozen=True)
-class EditRequest:
-    """What the person asked for; nothing in it is checked yet.
-
-    Attributes:
-        input: a video, a picture or a folder of numbered pictures.
-        references: pictures.
-        output: None is beside the input, `clip-edited.mp4`.
-        model: a variant's name, a Hub id or a folder.
-        start, duration: seconds. frames: None is up to 81.
-        size: working size as `working_size` takes it. fit: how the clip is placed in it.
-        fps: frames a second given to the model, or None for all.
-        download: whether weights that are missing may be fetched.
-    """
-
-    input: Path
-    instruction: str
-    references: tuple[Path, ...] = ()
-    output: Path | None = None
-    model: str = ""
-    steps: int = 50
-    seed: int = 0
-    start: float = 0.0
-    duration: float | None = None
-    frames: int | None = None
-    size: str | None = None
-    fit: str = "stretch"
-    fps: float | None = None
-    keep_rest: bool = False
-    codec: str | None = None
-    quality: str | None = None
-    sound: bool = True
-    device: str = "auto"
-    dtype: str = "auto"
-    download: bool = True
-    overwrite: bool = False
-    allow_truncated: bool = False
-
-
-@dataclass(frozen=True)
 class EditPlan:
     """A request that can be carried out, and what will be done.
 
     Attributes:
         size: working size. output: the file or folder that will be written.
+        extras: what is written beside it, by kind: 'comparison', 'sheet', 'sidecar'.
         model: the checkpoint's folder, or None while it has to be fetched or converted first.
+        commit: of a model from the Hub, when known.
         parameters: of the model, stored; 0 when not known yet.
         notices: what is not as the clip was or as was asked for, in words.
     """
@@ -109,8 +75,10 @@ class EditPlan:
     output: Path
     model: Path | None
     parameters: int
-    reference_hashes: tuple[str, ...]
-    notices: tuple[str, ...]
+    notices: tuple[str, ...] = ()
+    mask: Mask | None = None
+    extras: dict[str, Path] = field(default_factory=dict)
+    commit: str | None = None
 
 
 @dataclass
@@ -119,6 +87,7 @@ class EditResult:
 
     Attributes:
         seconds: of each stage. settings: what the output carries in its metadata.
+        memory: peaks in bytes: 'resident' of the process, 'allocated' and 'reserved' on a CUDA device.
     """
 
     output: Path
@@ -129,6 +98,7 @@ class EditResult:
     seconds: dict[str, float] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
 
 
 def plan(request: EditRequest) -> EditPlan:
@@ -137,33 +107,35 @@ def plan(request: EditRequest) -> EditPlan:
     Raises:
         UsageError, MediaError, CheckpointError: the first thing that cannot be, with what to do about it.
     """
-    if not request.instruction.strip():
-        raise UsageError("the instruction is empty", 'say what to change, for example "make it snowy"')
-    if request.steps < 1:
-        raise UsageError(f"--steps must be at least 1, not {request.steps}", "50 is the released default")
-    if not 0 <= request.seed < 2**64:
-        raise UsageError(f"--seed must be from 0 to 2**64 - 1, not {request.seed}", "any such number will do")
+    request.check()
     clip = probe(request.input, allow_truncated=request.allow_truncated)
-    output = request.output or _default_output(clip)
+    output = request.output or default_output(clip)
     if output.absolute() == request.input.absolute():
         raise UsageError(f"the output would replace the input: '{output}'", "pass another --output")
-    check_output(output, overwrite=request.overwrite)
-    frames = request.frames
-    if frames is None:
-        frames = MAX_FRAMES
-    span = select(clip, start=request.start, duration=request.duration, frames=frames, fps=request.fps)
+    extras = _extras(request, output)
+    for path in (output, *(path for kind, path in extras.items() if kind != "sidecar")):
+        check_output(path, overwrite=request.overwrite)
+    if "sidecar" in extras and extras["sidecar"].exists() and not request.overwrite:
+        raise UsageError(f"output exists: '{extras['sidecar']}'", "pass --overwrite, or another --output")
+    span = select(
+        clip,
+        start=request.start,
+        duration=request.duration,
+        frames=MAX_FRAMES if request.frames is None else request.frames,
+        fps=request.fps,
+    )
     size = working_size(*clip.display_size, request.size)
-    notices = [*clip.notices, *span.notices]
-    asked = requested_size(request.size)
-    if asked is not None and asked != size:
-        notices.append(f"working at {size}, the nearest multiple of 32 to {asked}")
-    if size != clip.size:
-        notices.append(f"the clip is {clip.size}; it is edited at {size} and scaled back")
-    hashes = tuple(hash_file(path) for path in request.references)
+    mask = load_mask(request.mask, clip, feather=request.feather) if request.mask is not None else None
     for path in request.references:
         open_reference(path)
-    model, parameters = find_model(request)
-    return EditPlan(request, clip, span, size, output, model, parameters, hashes, tuple(notices))
+    model, parameters, commit = find_model(request)
+    find_loras(request)
+    work = EditPlan(request, clip, span, size, output, model, parameters, (), mask, extras, commit)
+    notices = [*clip.notices, *span.notices, *changes(work)]
+    notices += (_open_writer(work, output)).notices
+    if "comparison" in extras:
+        notices += [note for note in _open_comparison(work).notices if note not in notices]
+    return replace(work, notices=tuple(notices))
 
 
 def run(
@@ -186,75 +158,113 @@ def run(
     report = progress or (lambda stage, done, total: None)
     begin = time.perf_counter()
     if pipe is None:
-        pipe = load(work, console)
-        report("load", 1, 1)
-    settings = describe(work, pipe)
-    seconds = {"load": time.perf_counter() - begin}
+        work = prepare(work, console)
+    report("read", 0, 1)
     frames = read_clip(work)
     references = [open_reference(path) for path in request.references]
+    report("read", 1, 1)
+    loading = time.perf_counter()
+    applied: Sequence[lora.Applied] = ()
+    if pipe is None:
+        report("load", 0, 1)
+        pipe = load(work)
+        applied = apply_loras(work, pipe, console)
+        report("load", 1, 1)
+    seconds = {"load": time.perf_counter() - loading}
+    dtype = str(pipe.compute_dtype).removeprefix("torch.")
+    settings = record.describe(work, work.model, len(frames), dtype, str(pipe.device), applied)
+    text = {"kiwi": json.dumps(settings, ensure_ascii=False)}
+    writers = [_open_writer(work, work.output, text)]
+    if "comparison" in work.extras:
+        writers.append(_open_comparison(work, text))
+    report("instruction", 0, 1)
     stream = pipe(
         frames,
-        request.instruction,
+        request.prompt,
         references,
         steps=request.steps,
         seed=request.seed,
         output="stream",
         progress=report,
     )
-    writer = open_writer(
-        work.output,
-        work.clip,
-        work.span,
-        size=work.size,
-        fit=request.fit,  # type: ignore[arg-type]
-        keep_rest=request.keep_rest,
-        codec=request.codec,
-        quality=request.quality,
-        sound=request.sound,
-        metadata={"kiwi": json.dumps(settings, ensure_ascii=False)},
-        overwrite=request.overwrite,
-    )
-    with writer, closing(stream):
+    with ExitStack() as stack:
+        stack.enter_context(closing(stream))
+        for writer in reversed(writers):  # the output itself is finished first
+            stack.enter_context(writer)
         for chunk in stream:
-            writer.write(chunk)
+            for writer in writers:
+                writer.write(chunk)
+    _write_beside(work, settings)
     seconds["total"] = time.perf_counter() - begin
+    told = [*work.notices]
+    told += [note for writer in writers for note in writer.notices if note not in told]
     return EditResult(
         work.output,
-        writer.frames_written,
+        writers[0].frames_written,
         work.clip.size,
         str(pipe.device),
-        str(pipe.compute_dtype).removeprefix("torch."),
+        dtype,
         seconds,
-        [*work.notices, *writer.notices],
+        told,
         settings,
+        peak_memory(str(pipe.device)),
     )
 
 
-def find_model(request: EditRequest) -> tuple[Path | None, int]:
-    """The request's model as it is on this machine: (folder, stored parameters), checked by its headers.
+# -- the model --------------------------------------------------------------------------------------------------
+
+
+def find_model(request: EditRequest) -> tuple[Path | None, int, str | None]:
+    """The request's model as it is on this machine: (folder, stored parameters, commit), checked by its headers.
 
     The folder is None when the model has to be fetched or converted first.
 
     Raises:
         CheckpointError: no such model, broken files, or missing ones that may not be fetched.
+        UsageError: a revision of a folder.
     """
-    folder = Path(request.model).expanduser()
+    folder, commit = Path(request.model).expanduser(), None
     if not folder.exists():
         repo, variant = hub.resolve(request.model)
-        cached = Access().cached(repo).whole(variant.revision if variant else "main", RELEASED)
-        if cached is None:
+        revision = request.revision or (variant.revision if variant else "main")
+        cached = Access().cached(repo)
+        commit, whole = cached.commit(revision), cached.whole(revision, RELEASED)
+        if whole is None:
             if not request.download:
                 raise hub.missing_error(request.model, repo)
-            return None, (variant.bytes or 0) // 2 if variant else 0
-        folder = cached
+            return None, (variant.bytes or 0) // 2 if variant else 0, commit
+        folder = whole
+    elif request.revision is not None:
+        raise UsageError(f"--revision is for models on the Hub, not for '{request.model}'", "leave it out")
     elif folder.is_file() or (raw.is_raw_folder(folder) and not (folder / "model_index.json").exists()):
-        return None, 0
+        return None, 0, None
     weights.check_layout(folder)
-    return folder, weights.parameter_count(folder)
+    return folder, weights.parameter_count(folder), commit
 
 
-def load(work: EditPlan, console: Console | None = None) -> KiwiPipeline:
-    """The plan's model on its device. A large one on a CPU that was not asked for is refused before it is fetched.
+def find_loras(request: EditRequest) -> list[lora.LoraSpec]:
+    """The request's LoRAs; files that are here are opened, those on the Hub are left for later.
+
+    Raises:
+        UsageError: not understood. CheckpointError: not found, or broken.
+    """
+    specs = [lora.LoraSpec.parse(text) for text in request.loras]
+    for spec in specs:
+        try:
+            path = lora.locate(spec, Access(download=False))
+        except CheckpointError:
+            on_the_hub = spec.source.count("/") >= 1 and not spec.source.endswith((".safetensors", *lora.PICKLES))
+            if request.download and (on_the_hub or (spec.source.count("/") == 2 and spec.source[0] not in "./~")):
+                continue
+            raise
+        weights.TensorFiles.open_file(path)
+    return specs
+
+
+def prepare(work: EditPlan, console: Console | None = None) -> EditPlan:
+    """The plan with its model on this machine: fetched or converted if need be.
+
+    A large model on a CPU that was not asked for is refused before it is fetched.
 
     Raises:
         CheckpointError, DeviceError, UsageError.
@@ -264,35 +274,32 @@ def load(work: EditPlan, console: Console | None = None) -> KiwiPipeline:
     request = work.request
     choose_dtype(request.dtype, choose_device(request.device))
     refuse_large_on_cpu(work.parameters, request.device)
-    folder = work.model or hub.ensure(request.model, download=request.download, console=console)
-    if not work.parameters:
-        refuse_large_on_cpu(weights.parameter_count(folder), request.device)
+    if work.model is not None:
+        return work
+    folder = hub.ensure(request.model, download=request.download, console=console, revision=request.revision)
+    parameters = weights.parameter_count(folder)
+    refuse_large_on_cpu(parameters, request.device)
+    commit = None if Path(request.model).expanduser().exists() else find_model(request)[2]
+    return replace(work, model=folder, parameters=parameters, commit=commit)
 
+
+def load(work: EditPlan) -> KiwiPipeline:
+    """The plan's model on its device."""
     from kiwi_cli.pipeline import KiwiPipeline
 
-    return KiwiPipeline.from_pretrained(str(folder), device=request.device, dtype=request.dtype)
+    assert work.model is not None
+    return KiwiPipeline.from_pretrained(str(work.model), device=work.request.device, dtype=work.request.dtype)
 
 
-def describe(work: EditPlan, pipe: KiwiPipeline) -> dict[str, Any]:
-    """How the output is made: what its metadata carries."""
-    request = work.request
-    return {
-        "kiwi": __version__,
-        "model": request.model,
-        "instruction": request.instruction,
-        "input": request.input.name,
-        "references": [
-            {"name": path.name, "sha256": digest}
-            for path, digest in zip(request.references, work.reference_hashes, strict=True)
-        ],
-        "seed": request.seed,
-        "steps": request.steps,
-        "size": str(work.size),
-        "fit": request.fit,
-        "start": request.start,
-        "frames": work.span.frame_count,
-        "dtype": str(pipe.compute_dtype).removeprefix("torch."),
-    }
+def apply_loras(work: EditPlan, pipe: KiwiPipeline, console: Console | None = None) -> Sequence[lora.Applied]:
+    """Merge the request's LoRAs into a loaded model."""
+    specs = find_loras(work.request)
+    if not specs:
+        return ()
+    return lora.apply(pipe.transformer, specs, Access(download=work.request.download, console=console))
+
+
+# -- the clip and what is written -------------------------------------------------------------------------------
 
 
 def read_clip(work: EditPlan) -> np.ndarray:
@@ -310,49 +317,7 @@ def read_clip(work: EditPlan) -> np.ndarray:
     return frames[:count]
 
 
-def open_reference(path: Path) -> Image.Image:
-    """A reference picture, upright, transparent parts white.
-
-    Raises:
-        UsageError: not found. MediaError: not a picture that can be read.
-    """
-    from PIL import Image, ImageOps
-
-    from kiwi_cli.pictures import flatten_alpha
-
-    if not path.is_file():
-        raise UsageError(f"reference image not found: '{path}'", "pass an existing image with --ref PATH")
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_REFERENCE_PIXELS:
-                raise MediaError(f"reference image is too large: '{path}' ({image.width}x{image.height})", "shrink it")
-            return flatten_alpha(ImageOps.exif_transpose(image))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise MediaError(f"cannot read the reference image '{path}': {error}", "pass a PNG, JPEG or WebP") from error
-
-
-def hash_file(path: Path) -> str:
-    """sha256 of a file, for `kiwi show` and `kiwi rerun`.
-
-    Raises:
-        UsageError: not found, or not readable.
-    """
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 20):
-                digest.update(block)
-            return digest.hexdigest()
-    except OSError as error:
-        raise UsageError(
-            f"reference image not found: '{path}'"
-            if isinstance(error, FileNotFoundError)
-            else f"cannot read the reference image '{path}': {error.strerror}",
-            "pass an existing image with --ref PATH",
-        ) from None
-
-
-def _default_output(clip: Clip) -> Path:
+def default_output(clip: Clip) -> Path:
     """Beside the input, of the same kind."""
     suffix = clip.path.suffix.lower()
     if clip.kind == "sequence":
@@ -361,3 +326,86 @@ def _default_output(clip: Clip) -> Path:
     if suffix not in known:
         suffix = ".png" if clip.kind == "image" else ".mp4"
     return clip.path.with_name(f"{clip.path.stem}-edited{suffix}")
+
+
+def peak_memory(device: str) -> dict[str, int]:
+    """Peaks in bytes since the process began, of a loaded torch's device too."""
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return {}
+    unit = 1 if sys.platform == "darwin" else 1024
+    peaks = {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if device.startswith("cuda"):
+        import torch
+
+        peaks["allocated"] = torch.cuda.max_memory_allocated(device)
+        peaks["reserved"] = torch.cuda.max_memory_reserved(device)
+    return peaks
+
+
+def _extras(request: EditRequest, output: Path) -> dict[str, Path]:
+    """What is written beside the output."""
+    extras = {}
+    if request.compare is not None:
+        extras["comparison"] = output.with_name(f"{output.stem}-compare{output.suffix}")
+    if request.sheet:
+        extras["sheet"] = output.with_name(f"{output.stem}-sheet.png")
+    if request.sidecar:
+        extras["sidecar"] = record.sidecar_of(output)
+    return extras
+
+
+def changes(work: EditPlan) -> list[str]:
+    """What happens to the picture on its way to the model and back."""
+    notices = []
+    asked = requested_size(work.request.size)
+    if asked is not None and asked != work.size:
+        notices.append(f"working at {work.size}, the nearest multiple of 32 to {asked}")
+    if work.size != work.clip.size:
+        notices.append(f"the clip is {work.clip.size}; it is edited at {work.size} and scaled back")
+    frames = work.span.frame_count
+    if work.span.exact and (more := padded_frame_count(frames) - frames):
+        times = "once" if more == 1 else f"{more} times"
+        notices.append(f"the model works on {frames + more} frames: it sees the last one {times} more")
+    return notices
+
+
+def _open_writer(
+    work: EditPlan, path: Path, text: dict[str, str] | None = None, compare: str | None = None
+) -> FrameWriter:
+    request = work.request
+    return open_writer(
+        path,
+        work.clip,
+        work.span,
+        size=work.size,
+        fit=request.fit,  # type: ignore[arg-type]
+        keep_rest=request.keep_rest,
+        mask=work.mask,
+        compare=compare,  # type: ignore[arg-type]
+        codec=request.codec,
+        quality=request.quality,
+        sound=request.sound,
+        metadata=text,
+        overwrite=request.overwrite,
+    )
+
+
+def _open_comparison(work: EditPlan, text: dict[str, str] | None = None) -> FrameWriter:
+    return _open_writer(work, work.extras["comparison"], text, work.request.compare)
+
+
+def _write_beside(work: EditPlan, settings: dict[str, Any]) -> None:
+    """The sheet and the sidecar, when they are wanted."""
+    if "sheet" in work.extras:
+        write_sheet(
+            work.extras["sheet"],
+            work.clip,
+            work.span,
+            work.output,
+            keep_rest=work.request.keep_rest,
+            overwrite=work.request.overwrite,
+        )
+    if "sidecar" in work.extras:
+        record.write_sidecar(work.extras["sidecar"], settings)

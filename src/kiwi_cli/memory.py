@@ -16,11 +16,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal, cast, get_args
-
-import torch
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from kiwi_cli.errors import DeviceError, UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 Level = Literal["resident", "release", "swap", "stream", "tiled"]
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -239,6 +240,8 @@ def free_memory(device: torch.device) -> int | None:
     """Bytes that this process may use on a device, with what it holds already; None for the CPU."""
     if device.type != "cuda":
         return None
+    import torch
+
     free, _ = torch.cuda.mem_get_info(device)
     budget = free + torch.cuda.memory_reserved(device)
     # A cap set with set_per_process_memory_fraction counts as the size of the card.

@@ -44,10 +44,15 @@ def _main(
 
 from kiwi_cli.cli import bench as _bench  # noqa: E402  (each registers its commands on `app`)
 from kiwi_cli.cli import convert as _convert  # noqa: E402
+from kiwi_cli.cli import doctor as _doctor  # noqa: E402
 from kiwi_cli.cli import download as _download  # noqa: E402
 from kiwi_cli.cli import edit as _edit  # noqa: E402
+from kiwi_cli.cli import options as _options  # noqa: E402
+from kiwi_cli.cli import show as _show  # noqa: E402
 
-COMMAND_MODULES = (_edit, _download, _convert, _bench)
+COMMAND_MODULES = (_edit, _show, _doctor, _download, _convert, _bench)
+ORDER = ("edit", "ref-edit", "show", "rerun", "doctor", "download", "convert")  # in the help page
+app.registered_commands.sort(key=lambda command: ORDER.index(command.name or getattr(command.callback, "__name__", "")))
 
 
 def _terminate(number: int, frame: Any) -> None:
@@ -60,7 +65,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+        given = sys.argv[1:] if arguments is None else list(arguments)
+        code = app(args=_options.expand(given), standalone_mode=False)
         if code == EXIT_INTERRUPTED:  # Typer turns Ctrl-C into this code without a word
             raise KeyboardInterrupt
         return code if isinstance(code, int) else EXIT_OK

@@ -3,61 +3,75 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kiwi_cli.cli import app, options
-from kiwi_cli.console import Console, count, format_seconds
+from kiwi_cli.console import Console, count, format_bytes, format_seconds
 from kiwi_cli.errors import UsageError
+from kiwi_cli.tasks import REPLACEMENTS
 from kiwi_cli.variants import DEFAULT_EDIT, DEFAULT_REF_EDIT
 
-REPLACE_INSTRUCTIONS = {
-    "subject": "Replace the main subject of the video with the one in the reference image.",
-    "background": "Replace the background of the video with the one in the reference image.",
-}
-
-References = Annotated[
-    list[Path],
-    typer.Option("--ref", metavar="IMAGE", help="A reference picture; repeat for several.", show_default=False),
-]
-Replace = Annotated[
-    str,
-    typer.Option("--replace", metavar="WHAT", help="Without an instruction: replace the subject or the background."),
-]
+if TYPE_CHECKING:
+    from kiwi_cli.job import EditPlan, EditResult
+    from kiwi_cli.request import EditRequest
 
 
 @app.command()
 def edit(
     input: options.Input,
     instruction: options.Instruction,
-    output: options.Output = None,
-    overwrite: options.Overwrite = False,
-    model: options.Model = DEFAULT_EDIT,
-    steps: options.Steps = 50,
-    seed: options.Seed = 0,
+    start: options.Start = "0",
+    duration: options.Duration = None,
     frames: options.Frames = None,
+    fps: options.Fps = None,
+    keep_rest: options.KeepRest = False,
+    allow_truncated: options.AllowTruncated = False,
+    mask: options.MaskSpec = None,
+    feather: options.Feather = 0,
     size: options.WorkingSize = None,
+    fit: options.FitChoice = "stretch",
+    task: options.Task = None,
+    raw: options.Raw = False,
+    model: options.Model = DEFAULT_EDIT,
+    revision: options.Revision = None,
+    loras: options.Lora = [],  # noqa: B006 (Typer copies it)
+    download: options.Download = True,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
-    download: options.Download = True,
+    output: options.Output = None,
+    overwrite: options.Overwrite = False,
+    codec: options.Codec = None,
+    quality: options.Quality = None,
+    sound: options.KeepSound = True,
+    compare: options.Compare = None,
+    sheet: options.Sheet = False,
+    sidecar: options.Sidecar = False,
+    steps: options.Steps = 50,
+    seed: options.Seed = 0,
+    dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Change a video or a picture by an instruction.
 
-    The result has the clip's own size, frame rate and sound.
+    The result is the same clip with the edit in it: size, length, frame rate, rotation and sound stay.
 
     Examples:
 
       kiwi edit clip.mp4 "make it snowy"
 
-      kiwi edit clip.mp4 "remove the dog" --size 480p -o nodog.mp4
+      kiwi edit clip.mp4 "remove the dog" --task remove --start 2 --duration 3 --keep-rest
 
-      kiwi edit photo.jpg "turn it into a watercolour"
+      kiwi edit clip.mp4 "paint the door red" --mask 400,120,260,480 --feather 12
+
+      kiwi edit clip.mp4 "in watercolour" --size 480p --steps 30 --compare --sheet
+
+      kiwi edit photo.jpg "turn the sky red" --dry-run
     """
-    perform({**locals(), "references": ()})
+    perform(locals())
 
 
 @app.command("ref-edit")
@@ -66,20 +80,40 @@ def ref_edit(
     instruction: Annotated[
         str, typer.Argument(metavar="[INSTRUCTION]", help="What to change, in words.", show_default=False)
     ] = "",
-    ref: References = [],  # noqa: B006 (Typer copies it)
-    replace: Replace = "subject",
-    output: options.Output = None,
-    overwrite: options.Overwrite = False,
-    model: options.Model = DEFAULT_REF_EDIT,
-    steps: options.Steps = 50,
-    seed: options.Seed = 0,
+    ref: options.References = [],  # noqa: B006 (Typer copies it)
+    replace: options.Replace = "subject",
+    start: options.Start = "0",
+    duration: options.Duration = None,
     frames: options.Frames = None,
+    fps: options.Fps = None,
+    keep_rest: options.KeepRest = False,
+    allow_truncated: options.AllowTruncated = False,
+    mask: options.MaskSpec = None,
+    feather: options.Feather = 0,
     size: options.WorkingSize = None,
+    fit: options.FitChoice = "stretch",
+    task: options.Task = None,
+    raw: options.Raw = False,
+    model: options.Model = DEFAULT_REF_EDIT,
+    revision: options.Revision = None,
+    loras: options.Lora = [],  # noqa: B006
+    download: options.Download = True,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
-    download: options.Download = True,
+    output: options.Output = None,
+    overwrite: options.Overwrite = False,
+    codec: options.Codec = None,
+    quality: options.Quality = None,
+    sound: options.KeepSound = True,
+    compare: options.Compare = None,
+    sheet: options.Sheet = False,
+    sidecar: options.Sidecar = False,
+    steps: options.Steps = 50,
+    seed: options.Seed = 0,
+    dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Change a video or a picture with what a reference picture shows.
 
@@ -91,51 +125,73 @@ def ref_edit(
 
       kiwi ref-edit clip.mp4 --ref beach.jpg --replace background
     """
-    if not ref:
-        raise UsageError("no reference picture given", "pass one with --ref PATH")
-    if replace not in REPLACE_INSTRUCTIONS:
-        raise UsageError(f"unknown --replace: '{replace}'", "use subject or background")
     arguments = dict(locals())
-    arguments.pop("replace")
-    arguments["references"] = tuple(arguments.pop("ref"))
-    arguments["instruction"] = instruction or REPLACE_INSTRUCTIONS[replace]
-    perform(arguments)
+    references, replaced = arguments.pop("ref"), arguments.pop("replace")
+    if not references:
+        raise UsageError("no reference picture given", "pass one with --ref PATH")
+    if replaced not in REPLACEMENTS:
+        raise UsageError(f"unknown --replace: '{replaced}'", f"use {' or '.join(REPLACEMENTS)}")
+    perform({**arguments, "references": references, "instruction": instruction or REPLACEMENTS[replaced]})
 
 
 def perform(arguments: dict[str, Any]) -> None:
-    """Carry out one edit from a command's arguments and report it."""
+    """One edit from a command's arguments."""
+    values = dict(arguments)
+    console = Console(values.pop("quiet"), values.pop("as_json"), values.pop("verbose"))
+    dry_run = values.pop("dry_run")
+
+    from kiwi_cli.request import EditRequest
+
+    values["loras"], values["references"] = tuple(values["loras"]), tuple(values.get("references", ()))
+    carry_out(EditRequest(**values), console, dry_run)
+
+
+def carry_out(request: EditRequest, console: Console, dry_run: bool) -> None:
+    """Plan an edit, say what is not as it was, and do it or only show it."""
     # The libraries' own progress bars and advice are not ours to pass on.
     if os.environ.get("KIWI_DEBUG") != "1":
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    console = Console(quiet=arguments.pop("quiet"), as_json=arguments.pop("as_json"))
 
     from kiwi_cli import job
 
-    request = job.EditRequest(**arguments)
     work = job.plan(request)
+    if dry_run:
+        from kiwi_cli.cli import planned
+
+        console.result(planned.text(work), planned.data(work))
+        return
     for notice in work.notices:
         console.note(f"note: {notice}")
-    console.note(
-        f"editing {count(work.span.frame_count, 'frame')} of '{request.input}' at {work.size}: {request.instruction}"
-    )
+    console.note(f"editing {count(work.span.frame_count, 'frame')} of '{request.input}' at {work.size}")
+    console.note(f"instruction: {request.prompt}")
+    work = job.prepare(work, console)  # a download has a display of its own
     with console.stages(job.STAGES) as stages:
         result = job.run(work, stages, console=console)
     for notice in result.notices[len(work.notices) :]:
         console.note(f"note: {notice}")
+    for name, seconds in stages.seconds.items():
+        console.detail(f"{job.STAGES.get(name, name):<22}{format_seconds(seconds):>12}")
+    for name, peak in result.memory.items():
+        console.detail(f"{f'peak memory, {name}':<22}{format_bytes(peak):>12}")
     console.note(
         f"wrote {count(result.frames, 'frame')} of {result.size} in {format_seconds(result.seconds['total'])} "
         f"on {result.device} in {result.dtype}"
     )
+    for kind, path in work.extras.items():
+        console.note(f"{kind}: {path}")
     console.result(str(result.output), report(work, result, stages.seconds))
 
 
-def report(work: Any, result: Any, seconds: dict[str, float]) -> dict[str, Any]:
-    """The JSON object of an edit; its keys are documented in docs/cli.md."""
+def report(work: EditPlan, result: EditResult, seconds: dict[str, float]) -> dict[str, Any]:
+    """The JSON object of an edit; its keys are documented in docs/json.md."""
     return {
         "output": str(result.output),
         "input": str(work.request.input),
+        **{
+            kind: str(work.extras[kind]) if kind in work.extras else None for kind in ("comparison", "sheet", "sidecar")
+        },
         "frames": result.frames,
         "width": result.size.width,
         "height": result.size.height,
@@ -145,5 +201,6 @@ def report(work: Any, result: Any, seconds: dict[str, float]) -> dict[str, Any]:
         "dtype": result.dtype,
         "settings": result.settings,
         "seconds": {name: round(value, 3) for name, value in {**seconds, **result.seconds}.items()},
+        "memory": result.memory,
         "notices": result.notices,
     }

@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from kiwi_cli.variants import VARIANTS
+from kiwi_cli.errors import UsageError
+from kiwi_cli.tasks import HINTS
+from kiwi_cli.variants import complete_names
 
-CLIP, MODEL, OUTPUT, RUN = "The clip", "The model", "The output", "The run"
+CLIP, WHERE, WORDS, MODEL = "Which part of the clip", "Where in the picture", "The instruction", "The model"
+OUTPUT, RUN = "The output", "The run"
+
+SIZES = ("720p", "480p", "source")
 FITS = ("stretch", "crop", "pad")
 DEVICES = ("auto", "cuda", "mps", "cpu")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+CODECS = ("h264", "hevc", "vp9", "av1", "prores", "ffv1", "h264_nvenc", "hevc_nvenc", "av1_nvenc")
+QUALITIES = ("low", "medium", "high", "lossless")
+COMPARISONS = ("side", "wipe")
 
 
-def _complete(choices: tuple[str, ...]) -> list[str]:
-    return list(choices)
+def choices(*names: str) -> Any:
+    """Completion of one of a few names."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
+
+
+def parse_time(text: str) -> float:
+    """'4', '4.5', '1:02.5', '0:01:02' -> seconds.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if not re.fullmatch(r"\s*-?(\d+:)?(\d{1,2}:)?\d+(\.\d*)?\s*", text):
+        raise UsageError(f"not a time: '{text}'", "write seconds, such as 4.5, or minutes and seconds, such as 1:02.5")
+    seconds = 0.0
+    for part in text.strip().lstrip("-").split(":"):
+        seconds = 60 * seconds + float(part)
+    return -seconds if text.strip().startswith("-") else seconds
 
 
 Input = Annotated[
@@ -26,72 +50,173 @@ Input = Annotated[
 Instruction = Annotated[
     str, typer.Argument(metavar="INSTRUCTION", help="What to change, in words.", show_default=False)
 ]
-Output = Annotated[
-    Path | None,
+
+# -- which part of the clip -------------------------------------------------------------------------------------
+
+Start = Annotated[
+    Any,
     typer.Option(
-        "-o",
-        "--output",
-        help="Where to write; the extension chooses the format. Default: beside the input, 'clip-edited.mp4'.",
-        rich_help_panel=OUTPUT,
+        "--start",
+        metavar="TIME",
+        parser=parse_time,
+        help="Edit from here on: seconds, or minutes:seconds.",
+        rich_help_panel=CLIP,
+    ),
+]
+Duration = Annotated[
+    Any,
+    typer.Option(
+        "--duration",
+        metavar="TIME",
+        parser=parse_time,
+        help="Edit this much: seconds, or minutes:seconds. Default: as much as --frames allows.",
+        rich_help_panel=CLIP,
         show_default=False,
     ),
 ]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace an existing output.", rich_help_panel=OUTPUT, show_default=False)
-]
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        help="A model's name, a Hub id, or a checkpoint folder.",
-        envvar="KIWI_MODEL",
-        rich_help_panel=MODEL,
-        autocompletion=lambda: _complete(tuple(v.name for v in VARIANTS)),
-    ),
-]
-Steps = Annotated[
-    int,
-    typer.Option(
-        "--steps", help="Denoising steps; fewer is faster and rougher.", envvar="KIWI_STEPS", rich_help_panel=RUN
-    ),
-]
-Seed = Annotated[int, typer.Option("--seed", help="Another seed gives another edit.", rich_help_panel=RUN)]
 Frames = Annotated[
     int | None,
     typer.Option(
-        "--frames", help="Edit at most this many frames. Default: 81.", rich_help_panel=CLIP, show_default=False
+        "--frames",
+        metavar="N",
+        help="Edit at most this many frames. Default: 81, what the models are made for.",
+        rich_help_panel=CLIP,
+        show_default=False,
+    ),
+]
+Fps = Annotated[
+    float | None,
+    typer.Option(
+        "--fps",
+        metavar="RATE",
+        help="Give the model this many frames a second; each stands until the next. Default: all.",
+        rich_help_panel=CLIP,
+        show_default=False,
+    ),
+]
+KeepRest = Annotated[
+    bool,
+    typer.Option(
+        "--keep-rest",
+        help="Write the whole clip: frames outside the edited part as they are.",
+        rich_help_panel=CLIP,
+    ),
+]
+AllowTruncated = Annotated[
+    bool,
+    typer.Option("--allow-truncated", help="Use what can be read of a file that is cut off.", rich_help_panel=CLIP),
+]
+
+# -- where in the picture ---------------------------------------------------------------------------------------
+
+MaskSpec = Annotated[
+    str | None,
+    typer.Option(
+        "--mask",
+        metavar="MASK",
+        help="Edit only where it is white: a picture, a video, a folder, or x,y,width,height in pixels.",
+        rich_help_panel=WHERE,
+        show_default=False,
+    ),
+]
+Feather = Annotated[
+    int,
+    typer.Option(
+        "--feather", metavar="PIXELS", help="Fade the edit in from the mask's edge, inwards.", rich_help_panel=WHERE
     ),
 ]
 WorkingSize = Annotated[
     str | None,
     typer.Option(
         "--size",
-        metavar="SIZE",
-        help="Size the model works at: 720p, 480p, source or WxH. The result has the clip's own size. "
-        "Default: the clip's, at most 1280x720 pixels.",
+        metavar="720p|480p|source|WxH",
+        help="Size the model works at; the result has the clip's own. Default: the clip's, up to 1280x720 pixels.",
         envvar="KIWI_SIZE",
-        rich_help_panel=CLIP,
+        rich_help_panel=WHERE,
+        autocompletion=choices(*SIZES),
         show_default=False,
     ),
 ]
-Device = Annotated[
+FitChoice = Annotated[
     str,
     typer.Option(
-        "--device",
-        help="auto, cuda, cuda:N, mps or cpu.",
-        envvar="KIWI_DEVICE",
-        rich_help_panel=MODEL,
-        autocompletion=lambda: _complete(DEVICES),
+        "--fit",
+        metavar="stretch|crop|pad",
+        help="How the clip fills that size: whole, its middle alone, or whole between bars.",
+        rich_help_panel=WHERE,
+        autocompletion=choices(*FITS),
     ),
 ]
-Dtype = Annotated[
+
+# -- the instruction --------------------------------------------------------------------------------------------
+
+Task = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        metavar="|".join(HINTS),
+        help="Add a sentence that helps this kind of edit. The final instruction is shown.",
+        rich_help_panel=WORDS,
+        autocompletion=choices(*HINTS),
+        show_default=False,
+    ),
+]
+Raw = Annotated[
+    bool,
+    typer.Option("--raw", help="Pass the instruction on to the letter, spaces included.", rich_help_panel=WORDS),
+]
+References = Annotated[
+    list[Path],
+    typer.Option(
+        "--ref",
+        metavar="IMAGE",
+        help="A reference picture; repeat for several.",
+        rich_help_panel=WORDS,
+        show_default=False,
+    ),
+]
+Replace = Annotated[
     str,
     typer.Option(
-        "--dtype",
-        help="auto (bfloat16 on a GPU, float32 on the CPU), bfloat16, float16 or float32.",
-        envvar="KIWI_DTYPE",
+        "--replace",
+        metavar="subject|background",
+        help="What the reference replaces, when there is no instruction.",
+        rich_help_panel=WORDS,
+        autocompletion=choices("subject", "background"),
+    ),
+]
+
+# -- the model --------------------------------------------------------------------------------------------------
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="NAME|ID|DIR",
+        help="A model's name (kiwi download --list), a Hub id, or a checkpoint folder.",
+        envvar="KIWI_MODEL",
         rich_help_panel=MODEL,
-        autocompletion=lambda: _complete(DTYPES),
+        autocompletion=complete_names,
+    ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(
+        "--revision",
+        metavar="REV",
+        help="Branch, tag or commit of a model on the Hub. Default: main.",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+Lora = Annotated[
+    list[str],
+    typer.Option(
+        "--lora",
+        metavar="FILE|ID[:WEIGHT]",
+        help="Merge a LoRA into the model; repeat for several. WEIGHT is 1 unless given.",
+        rich_help_panel=MODEL,
+        show_default=False,
     ),
 ]
 Download = Annotated[
@@ -103,13 +228,125 @@ Download = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
-AsJson = Annotated[
-    bool,
-    typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=OUTPUT, show_default=False),
-]
-Quiet = Annotated[
-    bool,
+Device = Annotated[
+    str,
     typer.Option(
-        "-q", "--quiet", help="Only warnings and errors on stderr.", rich_help_panel=OUTPUT, show_default=False
+        "--device",
+        metavar="auto|cuda[:N]|mps|cpu",
+        help="Where the model runs.",
+        envvar="KIWI_DEVICE",
+        rich_help_panel=MODEL,
+        autocompletion=choices(*DEVICES),
     ),
 ]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        metavar="auto|bfloat16|float16|float32",
+        help="Precision; auto is bfloat16 on a GPU and float32 on the CPU.",
+        envvar="KIWI_DTYPE",
+        rich_help_panel=MODEL,
+        autocompletion=choices(*DTYPES),
+    ),
+]
+
+# -- the output -------------------------------------------------------------------------------------------------
+
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="PATH",
+        help="Where to write: .mp4, .mov, .mkv, .webm, .gif, .png, .jpg, .webp, or a folder of PNG. "
+        "Default: beside the input, 'clip-edited.mp4'.",
+        rich_help_panel=OUTPUT,
+        show_default=False,
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.", rich_help_panel=OUTPUT)]
+Codec = Annotated[
+    str | None,
+    typer.Option(
+        "--codec",
+        metavar="NAME",
+        help="h264, hevc, vp9, av1, prores, ffv1, or a hardware encoder such as h264_nvenc. "
+        "Default: h264; vp9 in .webm.",
+        rich_help_panel=OUTPUT,
+        autocompletion=choices(*CODECS),
+        show_default=False,
+    ),
+]
+Quality = Annotated[
+    str | None,
+    typer.Option(
+        "--quality",
+        metavar="low|medium|high|lossless|CRF",
+        help="Of the video. Default: high.",
+        rich_help_panel=OUTPUT,
+        autocompletion=choices(*QUALITIES),
+        show_default=False,
+    ),
+]
+KeepSound = Annotated[
+    bool,
+    typer.Option("--sound/--no-sound", help="Whether the clip's sound comes along.", rich_help_panel=OUTPUT),
+]
+Compare = Annotated[
+    str | None,
+    typer.Option(
+        "--compare",
+        metavar="[side|wipe]",
+        help="Also write 'NAME-compare': the source left of the result, or a divider moving over the two.",
+        rich_help_panel=OUTPUT,
+        autocompletion=choices(*COMPARISONS),
+        show_default=False,
+    ),
+]
+Sheet = Annotated[
+    bool,
+    typer.Option(
+        "--sheet", help="Also write 'NAME-sheet.png': six frames above the edited ones.", rich_help_panel=OUTPUT
+    ),
+]
+Sidecar = Annotated[
+    bool,
+    typer.Option(
+        "--sidecar", help="Also write 'NAME.json': the settings that the output carries.", rich_help_panel=OUTPUT
+    ),
+]
+
+# -- the run ----------------------------------------------------------------------------------------------------
+
+Steps = Annotated[
+    int,
+    typer.Option(
+        "--steps",
+        metavar="N",
+        help="Denoising steps; fewer is faster and rougher.",
+        envvar="KIWI_STEPS",
+        rich_help_panel=RUN,
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Another seed gives another edit.", rich_help_panel=RUN)]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be done; load and write nothing.", rich_help_panel=RUN)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=RUN)]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only warnings and errors on stderr.", rich_help_panel=RUN)]
+Verbose = Annotated[
+    bool, typer.Option("-v", "--verbose", help="Also each stage's time and the peak memory.", rich_help_panel=RUN)
+]
+
+
+def expand(arguments: list[str]) -> list[str]:
+    """Give `--compare` without a value its value, 'side'; Typer has no options whose value may be left out."""
+    expanded: list[str] = []
+    for position, argument in enumerate(arguments):
+        if argument == "--":
+            return expanded + arguments[position:]
+        expanded.append(argument)
+        if argument == "--compare" and (arguments[position + 1 :] or [""])[0] not in COMPARISONS:
+            expanded.append("side")
+    return expanded

@@ -1,0 +1,45 @@
+"""`kiwi doctor`: what this machine has, and whether `kiwi edit` would run on it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import typer
+
+from kiwi_cli.cli import app, options
+from kiwi_cli.console import Console
+from kiwi_cli.errors import EXIT_FAILED
+
+MARKS = {"ok": "ok", "warning": "!", "failed": "FAILED"}
+
+
+@app.command()
+def doctor(as_json: options.AsJson = False) -> None:
+    """Check this machine: Python, torch, GPU, memory, disk, codecs and models.
+
+    Ends with 1 when `kiwi edit` could not run here.
+
+    Examples:
+
+      kiwi doctor
+
+      kiwi doctor --json
+    """
+    from kiwi_cli import doctor as checks
+    from kiwi_cli.cli.download import state
+    from kiwi_cli.fetch import Access
+    from kiwi_cli.variants import VARIANTS
+
+    access = Access()
+    found = checks.examine({variant.name: state(variant, access) for variant in VARIANTS})
+    lines = []
+    width = max(len(check.name) for check in found) + 2
+    for check in found:
+        lines.append(f"{MARKS[check.state]:<8}{check.name:<{width}}{check.text}")
+        if check.hint:
+            lines.append(f"{'':<8}{'':<{width}}{check.hint}")
+    good = checks.usable(found)
+    lines.append("kiwi edit can run here" if good else "kiwi edit cannot run here as it is")
+    Console(as_json=as_json).result("\n".join(lines), {"usable": good, "checks": [asdict(check) for check in found]})
+    if not good:
+        raise typer.Exit(EXIT_FAILED)

@@ -1,0 +1,85 @@
+"""What a person asks for: `EditRequest`, and the checks that need no file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kiwi_cli.errors import UsageError
+from kiwi_cli.tasks import final_instruction
+
+MAX_FRAMES = 81
+"""What the released models are trained and published with; `--frames` goes beyond it."""
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """One edit, not checked yet.
+
+    Attributes:
+        input: a video, a picture or a folder of numbered pictures.
+        instruction: as typed. task: a kind of edit whose hint is added. raw: the instruction is left alone.
+        references: pictures.
+        output: None is beside the input, `clip-edited.mp4`.
+        model: a variant's name, a Hub id or a folder. revision: branch, tag or commit of one on the Hub.
+        loras: FILE or ID, each with an optional ':weight'.
+        start, duration: seconds. frames: at most this many go through the model; None is 81.
+        fps: frames a second given to the model, or None for all.
+        size: working size as `working_size` takes it. fit: how the clip is placed in it.
+        mask: 'x,y,w,h' or the path of a picture, video or folder; white is edited. feather: pixels.
+        keep_rest: the frames before and after the edited ones are written too.
+        compare: 'side' or 'wipe': source and result in one picture, in a file of its own.
+        sheet: a contact sheet is written. sidecar: the settings are also written beside the output.
+        download: whether weights that are missing may be fetched.
+    """
+
+    input: Path
+    instruction: str
+    references: tuple[Path, ...] = ()
+    output: Path | None = None
+    model: str = ""
+    revision: str | None = None
+    loras: tuple[str, ...] = ()
+    task: str | None = None
+    raw: bool = False
+    steps: int = 50
+    seed: int = 0
+    start: float = 0.0
+    duration: float | None = None
+    frames: int | None = None
+    size: str | None = None
+    fit: str = "stretch"
+    fps: float | None = None
+    mask: str | None = None
+    feather: int = 0
+    keep_rest: bool = False
+    codec: str | None = None
+    quality: str | None = None
+    sound: bool = True
+    compare: str | None = None
+    sheet: bool = False
+    sidecar: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+    download: bool = True
+    overwrite: bool = False
+    allow_truncated: bool = False
+
+    @property
+    def prompt(self) -> str:
+        """The instruction as the model gets it."""
+        return final_instruction(self.instruction, self.task, self.raw)
+
+    def check(self) -> None:
+        """Refuse what cannot be meant, whatever the files hold.
+
+        Raises:
+            UsageError: the first such thing.
+        """
+        final_instruction(self.instruction, self.task, self.raw)
+        if self.steps < 1:
+            raise UsageError(f"--steps must be at least 1, not {self.steps}", "50 is the released default")
+        if not 0 <= self.seed < 2**64:
+            raise UsageError(f"--seed must be from 0 to 2**64 - 1, not {self.seed}", "any such number will do")
+        if self.feather and self.mask is None:
+            raise UsageError("--feather needs --mask", "pass the mask whose edge is softened")
