@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,6 +43,9 @@ def parse_time(text: str) -> float:
         seconds = 60 * seconds + float(part)
     return -seconds if text.strip().startswith("-") else seconds
 
+
+# Typer would write <bool> where other options have their unit.
+flag = partial(typer.Option, metavar=" ")
 
 Input = Annotated[
     Path,
@@ -96,7 +100,7 @@ Fps = Annotated[
 ]
 KeepRest = Annotated[
     bool,
-    typer.Option(
+    flag(
         "--keep-rest",
         help="Write the whole clip: frames outside the edited part as they are.",
         rich_help_panel=CLIP,
@@ -104,7 +108,7 @@ KeepRest = Annotated[
 ]
 AllowTruncated = Annotated[
     bool,
-    typer.Option("--allow-truncated", help="Use what can be read of a file that is cut off.", rich_help_panel=CLIP),
+    flag("--allow-truncated", help="Use what can be read of a file that is cut off.", rich_help_panel=CLIP),
 ]
 
 # -- where in the picture ---------------------------------------------------------------------------------------
@@ -129,8 +133,9 @@ WorkingSize = Annotated[
     str | None,
     typer.Option(
         "--size",
-        metavar="720p|480p|source|WxH",
-        help="Size the model works at; the result has the clip's own. Default: the clip's, up to 1280x720 pixels.",
+        metavar="SIZE",
+        help="Size the model works at: 720p, 480p, source or WIDTHxHEIGHT. The result has the clip's own. "
+        "Default: the clip's, up to 1280x720 pixels.",
         envvar="KIWI_SIZE",
         rich_help_panel=WHERE,
         autocompletion=choices(*SIZES),
@@ -141,8 +146,8 @@ FitChoice = Annotated[
     str,
     typer.Option(
         "--fit",
-        metavar="stretch|crop|pad",
-        help="How the clip fills that size: whole, its middle alone, or whole between bars.",
+        metavar="FIT",
+        help="How the clip fills that size: stretch (all of it), crop (its middle) or pad (all of it, between bars).",
         rich_help_panel=WHERE,
         autocompletion=choices(*FITS),
     ),
@@ -154,8 +159,8 @@ Task = Annotated[
     str | None,
     typer.Option(
         "--task",
-        metavar="|".join(HINTS),
-        help="Add a sentence that helps this kind of edit. The final instruction is shown.",
+        metavar="KIND",
+        help=f"Add a sentence that helps this kind of edit: {', '.join(HINTS)}. The final instruction is shown.",
         rich_help_panel=WORDS,
         autocompletion=choices(*HINTS),
         show_default=False,
@@ -163,7 +168,7 @@ Task = Annotated[
 ]
 Raw = Annotated[
     bool,
-    typer.Option("--raw", help="Pass the instruction on to the letter, spaces included.", rich_help_panel=WORDS),
+    flag("--raw", help="Pass the instruction on to the letter, spaces included.", rich_help_panel=WORDS),
 ]
 References = Annotated[
     list[Path],
@@ -179,8 +184,8 @@ Replace = Annotated[
     str,
     typer.Option(
         "--replace",
-        metavar="subject|background",
-        help="What the reference replaces, when there is no instruction.",
+        metavar="WHAT",
+        help="What the reference replaces when there is no instruction: subject or background.",
         rich_help_panel=WORDS,
         autocompletion=choices("subject", "background"),
     ),
@@ -192,7 +197,7 @@ Model = Annotated[
     str,
     typer.Option(
         "--model",
-        metavar="NAME|ID|DIR",
+        metavar="MODEL",
         help="A model's name (kiwi download --list), a Hub id, or a checkpoint folder.",
         envvar="KIWI_MODEL",
         rich_help_panel=MODEL,
@@ -213,15 +218,16 @@ Lora = Annotated[
     list[str],
     typer.Option(
         "--lora",
-        metavar="FILE|ID[:WEIGHT]",
-        help="Merge a LoRA into the model; repeat for several. WEIGHT is 1 unless given.",
+        metavar="LORA",
+        help="Merge a LoRA into the model: a file or a Hub id, with its weight if that is not 1, "
+        "as in style.safetensors:0.8. Repeat for several.",
         rich_help_panel=MODEL,
         show_default=False,
     ),
 ]
 Download = Annotated[
     bool,
-    typer.Option(
+    flag(
         "--download/--no-download",
         help="Whether missing weights may be fetched.",
         envvar="KIWI_DOWNLOAD",
@@ -232,8 +238,8 @@ Device = Annotated[
     str,
     typer.Option(
         "--device",
-        metavar="auto|cuda[:N]|mps|cpu",
-        help="Where the model runs.",
+        metavar="DEVICE",
+        help="auto, cuda, cuda:N, mps or cpu.",
         envvar="KIWI_DEVICE",
         rich_help_panel=MODEL,
         autocompletion=choices(*DEVICES),
@@ -243,8 +249,8 @@ Dtype = Annotated[
     str,
     typer.Option(
         "--dtype",
-        metavar="auto|bfloat16|float16|float32",
-        help="Precision; auto is bfloat16 on a GPU and float32 on the CPU.",
+        metavar="TYPE",
+        help="auto (bfloat16 on a GPU, float32 on the CPU), bfloat16, float16 or float32.",
         envvar="KIWI_DTYPE",
         rich_help_panel=MODEL,
         autocompletion=choices(*DTYPES),
@@ -265,12 +271,12 @@ Output = Annotated[
         show_default=False,
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.", rich_help_panel=OUTPUT)]
+Overwrite = Annotated[bool, flag("--overwrite", help="Replace what is there.", rich_help_panel=OUTPUT)]
 Codec = Annotated[
     str | None,
     typer.Option(
         "--codec",
-        metavar="NAME",
+        metavar="CODEC",
         help="h264, hevc, vp9, av1, prores, ffv1, or a hardware encoder such as h264_nvenc. "
         "Default: h264; vp9 in .webm.",
         rich_help_panel=OUTPUT,
@@ -282,8 +288,8 @@ Quality = Annotated[
     str | None,
     typer.Option(
         "--quality",
-        metavar="low|medium|high|lossless|CRF",
-        help="Of the video. Default: high.",
+        metavar="LEVEL",
+        help="low, medium, high, lossless, or a constant rate factor. Default: high.",
         rich_help_panel=OUTPUT,
         autocompletion=choices(*QUALITIES),
         show_default=False,
@@ -291,7 +297,7 @@ Quality = Annotated[
 ]
 KeepSound = Annotated[
     bool,
-    typer.Option("--sound/--no-sound", help="Whether the clip's sound comes along.", rich_help_panel=OUTPUT),
+    flag(" /--no-sound", help="Leave the clip's sound out.", rich_help_panel=OUTPUT, show_default=False),
 ]
 Compare = Annotated[
     str | None,
@@ -306,15 +312,11 @@ Compare = Annotated[
 ]
 Sheet = Annotated[
     bool,
-    typer.Option(
-        "--sheet", help="Also write 'NAME-sheet.png': six frames above the edited ones.", rich_help_panel=OUTPUT
-    ),
+    flag("--sheet", help="Also write 'NAME-sheet.png': six frames above the edited ones.", rich_help_panel=OUTPUT),
 ]
 Sidecar = Annotated[
     bool,
-    typer.Option(
-        "--sidecar", help="Also write 'NAME.json': the settings that the output carries.", rich_help_panel=OUTPUT
-    ),
+    flag("--sidecar", help="Also write 'OUTPUT.json': the settings that the output carries.", rich_help_panel=OUTPUT),
 ]
 
 # -- the run ----------------------------------------------------------------------------------------------------
@@ -330,13 +332,11 @@ Steps = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Another seed gives another edit.", rich_help_panel=RUN)]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Say what would be done; load and write nothing.", rich_help_panel=RUN)
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=RUN)]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only warnings and errors on stderr.", rich_help_panel=RUN)]
+DryRun = Annotated[bool, flag("--dry-run", help="Say what would be done; load and write nothing.", rich_help_panel=RUN)]
+AsJson = Annotated[bool, flag("--json", help="Print one JSON object on stdout.", rich_help_panel=RUN)]
+Quiet = Annotated[bool, flag("-q", "--quiet", help="Only warnings and errors on stderr.", rich_help_panel=RUN)]
 Verbose = Annotated[
-    bool, typer.Option("-v", "--verbose", help="Also each stage's time and the peak memory.", rich_help_panel=RUN)
+    bool, flag("-v", "--verbose", help="Also each stage's time and the peak memory.", rich_help_panel=RUN)
 ]
 
 
@@ -350,3 +350,46 @@ def expand(arguments: list[str]) -> list[str]:
         if argument == "--compare" and (arguments[position + 1 :] or [""])[0] not in COMPARISONS:
             expanded.append("side")
     return expanded
+
+
+Memory = Annotated[
+    str,
+    typer.Option(
+        "--memory",
+        help="What stays on the device: auto, resident, release, swap, stream; or tiled, which is not exact.",
+        envvar="KIWI_MEMORY",
+        rich_help_panel=MODEL,
+        autocompletion=lambda: _complete(("auto", "resident", "release", "swap", "stream", "tiled")),
+    ),
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory",
+        metavar="SIZE",
+        help="Plan with at most this much of the device's memory, such as 12GB.",
+        envvar="KIWI_MAX_MEMORY",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+Attention = Annotated[
+    str,
+    typer.Option(
+        "--attention",
+        help="Attention kernel: auto, sdpa, cudnn, flash, flash3; or sage, which is not exact.",
+        envvar="KIWI_ATTENTION",
+        rich_help_panel=MODEL,
+        autocompletion=lambda: _complete(("auto", "sdpa", "cudnn", "flash", "flash3", "sage")),
+    ),
+]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="Compile the transformer's blocks: a minute once, then faster steps.",
+        envvar="KIWI_COMPILE",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]

@@ -53,7 +53,7 @@ def rerun(
     ref: options.References = [],  # noqa: B006 (Typer copies it)
     allow_changed: Annotated[
         bool,
-        typer.Option(
+        options.flag(
             "--allow-changed",
             help="Go on although the source, a reference, the mask or the model is not the same file any more.",
             rich_help_panel=INPUTS,
@@ -73,7 +73,7 @@ def rerun(
         str | None,
         typer.Option(
             "--model",
-            metavar="NAME|ID|DIR",
+            metavar="MODEL",
             help="Another model, or where it is now.",
             rich_help_panel=options.MODEL,
             autocompletion=options.complete_names,
@@ -86,7 +86,7 @@ def rerun(
         str | None,
         typer.Option(
             "--dtype",
-            metavar="auto|bfloat16|float16|float32",
+            metavar="TYPE",
             help="Another precision.",
             rich_help_panel=options.MODEL,
             autocompletion=options.choices(*options.DTYPES),
