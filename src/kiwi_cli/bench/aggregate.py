@@ -105,7 +105,9 @@ def summarise(
     )
     over_items = _combine("mean over items", [(c.means, float(c.scored)) for c in counted], counted)
     parts = [(c.column(k), 1.0) for c in counted for k in range(c.width)]
-    over_columns = _combine(f"mean of {len(parts)} columns", parts, counted, needs_all=True)
+    widest = max((c.width for c in counted), default=0)
+    width = sum(c.width or widest for c in counted)
+    over_columns = _combine(f"mean of {width} columns", parts, counted, needs_all=True)
     headline = {"categories": over_categories, "items": over_items, "columns": over_columns}[protocol.headline]
     return Summary(
         tuple(c.figure() for c in counted),

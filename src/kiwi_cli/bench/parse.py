@@ -55,6 +55,6 @@ def _score(text: str) -> int | None:
         return None
     value, rest = float(match[1]), match[2]
     # '1-5' and '1 to 5' repeat the question; '4 5' is two answers.
-    if re.match(r"(?:[-–—]|to\b)?\s*\d", rest):
+    if re.match(r"(?:[-–—/]|to\b|of\b|out of\b)?\s*\d", rest):
         return None
     return int(value) if value.is_integer() and LOWEST <= value <= HIGHEST else None
