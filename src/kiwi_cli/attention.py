@@ -5,6 +5,7 @@ Nothing is downloaded: the library's backends that fetch kernels from the Hub ar
 
 from __future__ import annotations
 
+import logging
 from importlib.util import find_spec
 from typing import Any
 
@@ -60,9 +61,14 @@ def set_attention(transformer: Any, name: str) -> None:
         UsageError: a package that is there but too old, or broken.
     """
     backend = BACKENDS[name]
+    logger = logging.getLogger("diffusers.models.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns of an experimental feature each time
     try:
         # The library also makes the choice the default of the whole process; the context takes that back.
         with attention_backend(backend):
             transformer.set_attention_backend(backend)
     except (RuntimeError, ImportError, ValueError) as error:
         raise UsageError(f"attention '{name}' cannot be used: {error}", "use --attention auto or sdpa") from error
+    finally:
+        logger.setLevel(level)

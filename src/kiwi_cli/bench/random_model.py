@@ -64,9 +64,18 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def random_pipeline(
-    size: str, device: torch.device, dtype: torch.dtype, references_first: bool = False, seed: int = 0
+    size: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    references_first: bool = False,
+    seed: int = 0,
+    host: torch.device | None = None,
 ) -> KiwiPipeline:
-    """A pipeline of one of `SIZES` with small normal weights, in the precisions that loading gives."""
+    """A pipeline of one of `SIZES` with small normal weights, in the precisions that loading gives.
+
+    Args:
+        device: where the numbers are drawn. host: where the weights are kept; None is the device.
+    """
     shape = SIZES[size]
     width = shape["dit"]["heads"] * shape["dit"]["head_dim"]
     tokenizer = byte_tokenizer()
@@ -103,10 +112,11 @@ def random_pipeline(
     embedders = [build(ConditionEmbedder, {"in_dim": 48, "dim": width}, here) for _ in range(2)]
 
     generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
-    _materialise(transformer, device, dtype, generator, dit.keeps_fp32)
-    _materialise(vae, device, dtype, generator, wan_vae.keeps_fp32)
+    host = host or device
+    _materialise(transformer, device, host, dtype, generator, dit.keeps_fp32)
+    _materialise(vae, device, host, dtype, generator, wan_vae.keeps_fp32)
     for module in (mllm, *embedders):
-        _materialise(module, device, dtype, generator)
+        _materialise(module, device, host, dtype, generator)
     return KiwiPipeline(
         transformer, vae, mllm, embedders[0], embedders[1], tokenizer, references_first=references_first
     )
@@ -115,6 +125,7 @@ def random_pipeline(
 def _materialise(
     module: Any,
     device: torch.device,
+    host: torch.device,
     dtype: torch.dtype,
     generator: torch.Generator | None,
     keeps_fp32: Callable[[str], bool] = lambda key: False,
@@ -130,10 +141,10 @@ def _materialise(
             value.fill_(1.0 if leaf == "weight" else 0.0)
         else:
             value.normal_(std=0.02, generator=generator)
-        module.get_submodule(owner).register_parameter(leaf, torch.nn.Parameter(value, requires_grad=False))
+        module.get_submodule(owner).register_parameter(leaf, torch.nn.Parameter(value.to(host), requires_grad=False))
     for name, buffer in list(module.named_buffers()):
         owner, _, leaf = name.rpartition(".")
-        module.get_submodule(owner).register_buffer(leaf, buffer.to(device), persistent=False)
+        module.get_submodule(owner).register_buffer(leaf, buffer.to(host), persistent=False)
     module.eval()
 
 

@@ -7,24 +7,34 @@ multiplication reaches on its own.
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import torch
 
+from kiwi_cli.attention import choose_attention, set_attention
+from kiwi_cli.bench.against import time_library
 from kiwi_cli.bench.random_model import random_pipeline
+from kiwi_cli.compilation import compile_model
 from kiwi_cli.devices import choose_device, choose_dtype
+from kiwi_cli.memory import parse_bytes
 from kiwi_cli.pictures import as_picture
 from kiwi_cli.pipeline import KiwiPipeline
+from kiwi_cli.residency import count_work
+from kiwi_cli.video import Size, open_writer, probe, read_frames, select
 
 PACKAGES = ("torch", "diffusers", "transformers", "av")
 INSTRUCTION = "make it snowy, with snow on the ground and on the roofs"
@@ -38,6 +48,9 @@ class SpeedRequest:
         model: '5b', 'mid' or 'small': random weights of that size.
         width, height, frames, steps: of the edit; multiples of 32, and 4k + 1 frames.
         reference: with one reference picture.
+        memory, max_memory: as `KiwiPipeline.manage`; on CUDA the process is capped at `max_memory` for real.
+        attention, compile: kernel, and whether the transformer's blocks are compiled.
+        against_library: also time the plain library path on the same weights.
         warmups, repeats: runs of every stage before and while it is timed.
     """
 
@@ -49,6 +62,11 @@ class SpeedRequest:
     reference: bool = False
     device: str = "auto"
     dtype: str = "auto"
+    memory: str = "auto"
+    max_memory: str | None = None
+    attention: str = "auto"
+    compile: bool = False
+    against_library: bool = False
     warmups: int = 1
     repeats: int = 3
 
@@ -58,7 +76,10 @@ class SpeedResult:
     """Seconds of each stage (median of the repeats), rates and memory.
 
     Attributes:
-        stages: seconds; 'step' is one denoising step, 'step_p90' its 90th percentile, 'denoise' all of them.
+        stages: seconds; 'step' is one denoising step, 'step_p90' its 90th percentile, 'denoise' all of them, 'first'
+            the first edit of all, with compilation and the move to the device, 'file' an edit from file to file.
+        library: seconds of the same stages by the plain library path.
+        plan: the memory plan, in words. latents: sha256 of the final latents, to compare plans with.
         tflop: operations counted, of one step ('step').
         matrix_tflops: what a large matrix product reaches on this device in this precision, TFLOP/s.
         memory: bytes: 'allocated' and 'reserved' are the device allocator's peaks, 'resident' the process's.
@@ -74,6 +95,10 @@ class SpeedResult:
     matrix_tflops: float = 0.0
     memory: dict[str, int] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    library: dict[str, float] = field(default_factory=dict)
+    attention: str = ""
+    plan: str = ""
+    latents: str = ""
 
     @property
     def step_tflops(self) -> float:
@@ -106,35 +131,60 @@ def measure(request: SpeedRequest, progress: Callable[[str, int, int], None] | N
     """
     device = choose_device(request.device)
     dtype = choose_dtype(request.dtype, device)
+    attention = choose_attention(request.attention, device)
     report = progress or (lambda stage, done, total: None)
     clock = Clock(device)
+    cap = parse_bytes(request.max_memory) if request.max_memory else None
+    if cap and device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, cap / total), device)
     with clock("load"):
-        pipe = random_pipeline(request.model, device, dtype)
+        pipe = random_pipeline(request.model, device, dtype, host=torch.device("cpu"))
+    pipe.manage(device, request.memory, cap)
+    set_attention(pipe.transformer, attention)
+    if request.compile:
+        compile_model(pipe.transformer)
     report("load", 1, 1)
     frames = moving_picture(request.frames, request.height, request.width)
     pictures = [as_picture(frames[0])] if request.reference else []
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
     rounds = request.warmups + request.repeats
     for turn in range(rounds):
         clock.keep = turn >= request.warmups
-        context, tokens = _one_round(pipe, request, frames, pictures, clock)
+        begin = time.perf_counter()
+        context, tokens, latents = _one_round(pipe, request, frames, pictures, clock)
+        if turn == 0:
+            clock.times["first"] = [time.perf_counter() - begin]
         report("rounds", turn + 1, rounds)
+    clock.keep = True
+    memory = peak_memory(device)
+    _file_to_file(pipe, request, frames, pictures, clock)
+
     result = SpeedResult(request, _device_name(device), str(dtype).removeprefix("torch."), tokens, context)
     result.stages = {name: statistics.median(times) for name, times in clock.times.items()}
     result.stages["step_p90"] = float(np.percentile(clock.times["step"], 90))
     result.tflop["step"] = step_operations(pipe.transformer.config, tokens, context) / 1e12
+    result.memory, result.attention = memory, attention
+    result.latents = hashlib.sha256(latents.cpu().numpy().tobytes()).hexdigest()
+    if pipe.residency is not None:
+        result.plan = pipe.residency.plan.describe()
+    if request.against_library:
+        result.library = time_library(pipe, frames, context, clock, request.repeats)
     result.matrix_tflops = matrix_rate(device, dtype) / 1e12
-    result.memory = peak_memory(device)
     result.versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
     return result
 
 
 def _one_round(
     pipe: KiwiPipeline, request: SpeedRequest, frames: np.ndarray, pictures: list[Any], clock: Clock
-) -> tuple[int, int]:
-    """One edit in separate stages; (context tokens, tokens of the transformer)."""
+) -> tuple[int, int, torch.Tensor]:
+    """One edit in separate stages; (context tokens, tokens of the transformer, final latents)."""
+    if pipe.residency is not None:
+        inputs = pipe.inputs(frames, INSTRUCTION, pictures)
+        pipe.residency.choose(count_work(pipe, frames, len(pictures), inputs))
     with clock("edit"):
         with clock("instruction"):
             context = pipe.encode_instruction(frames, INSTRUCTION, pictures)
@@ -160,7 +210,34 @@ def _one_round(
     patch = pipe.transformer.config.patch_size
     latent_frames = source.shape[2] + (0 if reference is None else reference.shape[2])
     tokens = latent_frames * (source.shape[3] // patch[1]) * (source.shape[4] // patch[2])
-    return context.shape[1], tokens
+    return context.shape[1], tokens, latents
+
+
+def _file_to_file(
+    pipe: KiwiPipeline, request: SpeedRequest, frames: np.ndarray, pictures: list[Any], clock: Clock
+) -> None:
+    """An edit as the command line makes it: a clip is read, edited by the loaded model, and written."""
+    size = Size(request.width, request.height)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        write_clip(path, frames)
+        clip = probe(path)
+        span = select(clip, frames=request.frames)
+        with clock("file"):
+            source = np.stack([frame.rgb for frame in read_frames(clip, span, size=size)])
+            with open_writer(Path(folder) / "out.mp4", clip, span, size=size) as writer:
+                for chunk in pipe(source, INSTRUCTION, pictures, steps=request.steps, output="stream"):
+                    writer.write(chunk)
+
+
+def write_clip(path: Path, frames: np.ndarray) -> None:
+    """(F, H, W, 3) uint8 as an H.264 file, 24 frames a second."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=24, options={"crf": "18", "preset": "veryfast"})
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
 
 
 class Clock:
@@ -203,6 +280,8 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     unit = 1 if sys.platform == "darwin" else 1024
     peaks = {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        peaks["device"] = total - free  # all processes, now: the allocator has kept what it took
         peaks["allocated"] = torch.cuda.max_memory_allocated(device)
         peaks["reserved"] = torch.cuda.max_memory_reserved(device)
     return peaks

@@ -359,7 +359,7 @@ Memory = Annotated[
         help="What stays on the device: auto, resident, release, swap, stream; or tiled, which is not exact.",
         envvar="KIWI_MEMORY",
         rich_help_panel=MODEL,
-        autocompletion=lambda: _complete(("auto", "resident", "release", "swap", "stream", "tiled")),
+        autocompletion=choices("auto", "resident", "release", "swap", "stream", "tiled"),
     ),
 ]
 MaxMemory = Annotated[
@@ -380,7 +380,7 @@ Attention = Annotated[
         help="Attention kernel: auto, sdpa, cudnn, flash, flash3; or sage, which is not exact.",
         envvar="KIWI_ATTENTION",
         rich_help_panel=MODEL,
-        autocompletion=lambda: _complete(("auto", "sdpa", "cudnn", "flash", "flash3", "sage")),
+        autocompletion=choices("auto", "sdpa", "cudnn", "flash", "flash3", "sage"),
     ),
 ]
 Compile = Annotated[
