@@ -208,7 +208,7 @@ def check_models(cached: Mapping[str, str], device: Check) -> list[Check]:
             text, state = f"{where}; needs a GPU", "warning"
         elif plan is None:
             text = f"{where}; {frames} frames at {size} do not fit into {format_bytes(room)}"
-            state = "warning"
+            state = "failed" if variant.name == DEFAULT_EDIT else "warning"
         else:
             text = f"{where}; --memory {plan.level}, about {format_bytes(plan.peak)} at {size} (estimate)"
             state = "ok"
