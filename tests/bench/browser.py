@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -91,12 +92,14 @@ def browse(width: int = 1280, height: int = 1600) -> Iterator[Page]:
     binary = find()
     to_browser, our_write = os.pipe()
     our_read, from_browser = os.pipe()
-    # The browser's ends have to be 3 and 4: a shell puts them there.
-    shell = f'exec "$0" "$@" 3<&{to_browser} 4>&{from_browser}'
+    # The browser's ends have to be 3 and 4; these may be in use here, so they are moved in the new process.
+    move = "import fcntl, os, sys; a, b = (fcntl.fcntl(int(n), fcntl.F_DUPFD, 10) for n in sys.argv[1:3])"
+    start = f"{move}; os.dup2(a, 3); os.dup2(b, 4); os.execv(sys.argv[3], sys.argv[3:])"
     with tempfile.TemporaryDirectory() as profile:
         process = subprocess.Popen(
             [
-                *("sh", "-c", shell, binary, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+                *(sys.executable, "-c", start, str(to_browser), str(from_browser)),
+                *(binary, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
                 *("--remote-debugging-pipe", f"--user-data-dir={profile}", f"--window-size={width},{height}"),
                 *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
                 *("--disable-sync", "--mute-audio", "--hide-scrollbars", "about:blank"),
