@@ -23,11 +23,11 @@ from typing import Any
 
 import torch
 
-from kiwi_cli.assemble import DTYPES
-from kiwi_cli.convert import MODEL_INDEX, SCHEDULER
-from kiwi_cli.layout import STEM, TOKENIZER_OPTIONAL
-from kiwi_cli.tensorfile import Entry, write_json, write_part
 from kiwi_cli.weights import torch_dtype
+from kiwi_cli.weights.assemble import DTYPES
+from kiwi_cli.weights.convert import MODEL_INDEX, SCHEDULER
+from kiwi_cli.weights.layout import STEM, TOKENIZER_OPTIONAL
+from kiwi_cli.weights.tensorfile import Entry, write_json, write_part
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "tests" / "data"

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "errors": set(),
     "variants": set(),
     "pictures": {"errors"},
-    "sampling": set(),
+    "sampling": {"errors"},
     "strips": set(),
     "transformer": set(),
     "mllm_inputs": {"errors", "pictures"},
@@ -72,4 +72,6 @@ def test_nobody_imports_the_command_line() -> None:
 
 
 def test_weights_know_no_model_class() -> None:
-    assert not ours(PACKAGE / "weights.py") & (MODELS | {"pipeline", "checkpoint", "video"})
+    for path in (PACKAGE / "weights").glob("*.py"):
+        # How the loader renames the VAE's keys is what a conversion must undo: the one exception.
+        assert not ours(path) & (MODELS | {"pipeline", "checkpoint", "video"}) - {"vae"}, path

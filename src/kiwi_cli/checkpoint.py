@@ -20,11 +20,11 @@ from transformers import AutoTokenizer
 
 from kiwi_cli import vae as wan_vae
 from kiwi_cli.errors import CheckpointError
-from kiwi_cli.layout import STEM
 from kiwi_cli.mllm import KiwiInstructionEncoder, rename_qwen_key
 from kiwi_cli.sampling import SHIFT
 from kiwi_cli.transformer import UNUSED_PREFIX, ConditionEmbedder, KiwiTransformer3DModel, keeps_fp32
 from kiwi_cli.weights import RELAYOUT_HINT, TensorFiles, check_layout, fill, parameter_count, read_json
+from kiwi_cli.weights.layout import STEM
 
 __all__ = ["Parts", "build", "check_layout", "load_parts", "parameter_count"]
 

@@ -15,10 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kiwi_cli import hub, lora, raw, record, weights
+from kiwi_cli import record, weights
 from kiwi_cli.errors import CheckpointError, UsageError
-from kiwi_cli.fetch import Access
-from kiwi_cli.layout import RELEASED
 from kiwi_cli.request import MAX_FRAMES, EditRequest
 from kiwi_cli.sources import open_reference
 from kiwi_cli.video import (
@@ -38,6 +36,9 @@ from kiwi_cli.video import (
     working_size,
     write_sheet,
 )
+from kiwi_cli.weights import hub, lora, raw
+from kiwi_cli.weights.fetch import Access
+from kiwi_cli.weights.layout import RELEASED
 
 if TYPE_CHECKING:
     import numpy as np

@@ -20,7 +20,7 @@ from kiwi_cli.video import read_metadata
 
 if TYPE_CHECKING:
     from kiwi_cli.job import EditPlan
-    from kiwi_cli.lora import Applied
+    from kiwi_cli.weights.lora import Applied
 
 FORMAT = 1
 MAX_RECORD = 1 << 20  # bytes

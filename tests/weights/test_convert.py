@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kiwi_cli import keys
 from kiwi_cli.errors import CheckpointError, UsageError
-from kiwi_cli.fetch import Access
-from kiwi_cli.layout import RELEASED, STEM
-from kiwi_cli.raw import convert_to
+from kiwi_cli.weights import keys
+from kiwi_cli.weights.fetch import Access
+from kiwi_cli.weights.layout import RELEASED, STEM
+from kiwi_cli.weights.raw import convert_to
 
 from ..conftest import CHECKPOINT, DATA, Case, relative_error
 from ..released import edit_json, edit_tensors
@@ -113,7 +113,7 @@ def converted(bases: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     shutil.copyfile(RAW, root / "raw" / RAW.name)
     (root / "base").symlink_to(bases)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kiwi_cli.raw.local_cache", lambda: root / "cache")
+        patch.setattr("kiwi_cli.weights.raw.local_cache", lambda: root / "cache")
         pipe = KiwiPipeline.from_pretrained(str(root), device="cpu", dtype="float32")
         (found,) = (root / "cache").iterdir()
         before = {path: path.stat().st_mtime_ns for path in found.rglob("*")}
@@ -301,7 +301,7 @@ def test_what_is_refused(
 
 
 def test_no_room(convert: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kiwi_cli.assemble.free_bytes", lambda _: 1000)
+    monkeypatch.setattr("kiwi_cli.weights.assemble.free_bytes", lambda _: 1000)
     with pytest.raises(CheckpointError, match="not enough room"):
         convert()
     assert not (tmp_path / "out").exists()

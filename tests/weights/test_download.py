@@ -19,7 +19,7 @@ from .hub_server import COMMIT, Hub
 BIG = "vae/diffusion_pytorch_model.safetensors"  # 4 MB, the largest file
 SMALL = "processor/merges.txt"  # the last, since larger ones come first
 NOW = {"Retry-After": "0"}
-IMPATIENT = "import kiwi_cli.fetch as f\nf.STALL_TIMEOUT = 2"
+IMPATIENT = "import kiwi_cli.weights.fetch as f\nf.STALL_TIMEOUT = 2"
 
 
 def test_fetch_then_use_it_without_a_request(hub: Hub, kiwi: Kiwi, repo_folder: Path) -> None:
@@ -211,7 +211,7 @@ def test_offline(hub: Hub, kiwi: Kiwi) -> None:
 def test_a_certificate_nobody_trusts() -> None:
     import ssl
 
-    from kiwi_cli.hub_errors import explain, http_library
+    from kiwi_cli.weights.hub_errors import explain, http_library
 
     http = http_library()
     error = http.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate")
@@ -332,7 +332,7 @@ def test_a_repository_that_is_no_model_of_ours(hub: Hub, kiwi: Kiwi) -> None:
 
 def test_without_download_it_says_what_to_run(hub: Hub, kiwi: Kiwi) -> None:
     program = (
-        "from kiwi_cli.hub import ensure\nfrom kiwi_cli.errors import KiwiError\n"
+        "from kiwi_cli.weights.hub import ensure\nfrom kiwi_cli.errors import KiwiError\n"
         "try: ensure('instruct-reference', download=False)\n"
         "except KiwiError as error: print(error.message, '|', error.hint)\nraise SystemExit(0)"
     )

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kiwi_cli import lora
 from kiwi_cli.errors import CheckpointError, UsageError
-from kiwi_cli.fetch import Access
-from kiwi_cli.layout import STEM
-from kiwi_cli.lora import LoraSpec
+from kiwi_cli.weights import lora
+from kiwi_cli.weights.fetch import Access
+from kiwi_cli.weights.layout import STEM
+from kiwi_cli.weights.lora import LoraSpec
 
 from ..conftest import CHECKPOINT
 
@@ -215,7 +215,8 @@ def test_from_the_hub(hub: Any, kiwi: Any, tmp_path: Path) -> None:
 
     def locate(source: str) -> Any:
         program = (
-            "from kiwi_cli import lora\nfrom kiwi_cli.fetch import Access\nfrom kiwi_cli.errors import KiwiError\n"
+            "from kiwi_cli.errors import KiwiError\nfrom kiwi_cli.weights import lora\n"
+            "from kiwi_cli.weights.fetch import Access\n"
             f"try: print(lora.locate(lora.LoraSpec({source!r}), Access()).read_bytes().hex()[:16])\n"
             "except KiwiError as error: print(error.message)\nraise SystemExit(0)"
         )

@@ -13,9 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from kiwi_cli.errors import CheckpointError
-from kiwi_cli.layout import RELEASED, STEM, choose_raw
-from kiwi_cli.tensorfile import Entry, read_header, split, write_part
 from kiwi_cli.weights import TensorFiles, open_all
+from kiwi_cli.weights.layout import RELEASED, STEM, choose_raw
+from kiwi_cli.weights.tensorfile import Entry, read_header, split, write_part
 
 from ..conftest import CHECKPOINT
 from ..released import copy_checkpoint

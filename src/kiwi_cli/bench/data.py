@@ -240,7 +240,7 @@ def _from_hub(benchmark: Benchmark, console: Console, unpack_to: Path | None) ->
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    from kiwi_cli import hub_errors
+    from kiwi_cli.weights import hub_errors
 
     repo, patterns = benchmark.repo, list(benchmark.patterns)
     try:

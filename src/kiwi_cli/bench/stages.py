@@ -166,8 +166,8 @@ def _begin(request: BenchRequest, benchmark: Benchmark, console: Console) -> tup
     dataset = data.load(benchmark, request.data, console, request.folder / "data")
     if not request.does("edit"):
         return None, dataset
-    from kiwi_cli import hub
     from kiwi_cli.bench.edit import Profile, fingerprint
+    from kiwi_cli.weights import hub
 
     profile = Profile().changed(**request.profile)
     folder = hub.ensure(request.model_name, download=not request.dry_run, console=console)
@@ -227,9 +227,10 @@ def _edit(
 
 
 def _load(request: BenchRequest, console: Console) -> KiwiPipeline:
-    from kiwi_cli import hub, weights
+    from kiwi_cli import weights
     from kiwi_cli.devices import refuse_large_on_cpu
     from kiwi_cli.pipeline import KiwiPipeline
+    from kiwi_cli.weights import hub
 
     folder = hub.ensure(request.model_name, console=console)
     refuse_large_on_cpu(weights.parameter_count(folder), request.device)

@@ -109,9 +109,9 @@ def _convert(
     limit: int,
     console: Console,
 ) -> list[str]:
-    from kiwi_cli import raw
-    from kiwi_cli.fetch import Access
-    from kiwi_cli.layout import PICKLE_HINT, PICKLES
+    from kiwi_cli.weights import raw
+    from kiwi_cli.weights.fetch import Access
+    from kiwi_cli.weights.layout import PICKLE_HINT, PICKLES
 
     access = Access(console=console)
     path = Path(source).expanduser()
@@ -122,7 +122,7 @@ def _convert(
         path, known_first = raw.fetch_source(source, access)
         first = first or known_first
     if path.is_dir():
-        from kiwi_cli import assemble
+        from kiwi_cli.weights import assemble
 
         if qwen or wan or first:
             raise UsageError(f"'{source}' is complete and takes no base models", "leave out --qwen, --wan and the like")

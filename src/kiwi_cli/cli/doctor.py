@@ -27,8 +27,8 @@ def doctor(as_json: options.AsJson = False) -> None:
     """
     from kiwi_cli import doctor as checks
     from kiwi_cli.cli.download import state
-    from kiwi_cli.fetch import Access
     from kiwi_cli.variants import VARIANTS
+    from kiwi_cli.weights.fetch import Access
 
     access = Access()
     found = checks.examine({variant.name: state(variant, access) for variant in VARIANTS})

@@ -13,7 +13,7 @@ from kiwi_cli.errors import CheckpointError, UsageError
 from kiwi_cli.variants import DEFAULT_EDIT, QWEN_REPO, VARIANTS, WAN_REPO, Score, Variant, complete_names
 
 if TYPE_CHECKING:
-    from kiwi_cli.fetch import Access
+    from kiwi_cli.weights.fetch import Access
 
 WHAT, WHERE = "What to do", "Where"
 
@@ -84,7 +84,7 @@ def download(
     if repair and not verify:
         raise UsageError("--repair needs --verify", "pass both: kiwi download MODEL --verify --repair")
     console = Console(quiet=quiet, as_json=as_json, verbose=verbose)
-    from kiwi_cli.fetch import Access
+    from kiwi_cli.weights.fetch import Access
 
     access = Access(cache_dir, token, True, console) if cache_dir else Access(token=token, console=console)
     if list_:
@@ -96,7 +96,7 @@ def download(
     elif dry_run:
         show_plan(model, revision, access, console)
     else:
-        from kiwi_cli.hub import ensure
+        from kiwi_cli.weights.hub import ensure
 
         folder = ensure(model, console=console, revision=revision, cache_dir=cache_dir, token=token)
         console.result(str(folder), {"model": model, "path": str(folder)})
@@ -136,7 +136,7 @@ def list_models(access: Access, console: Console) -> None:
 
 def state(variant: Variant, access: Access) -> str:
     """'yes', 'partly' or 'no'."""
-    from kiwi_cli.hub import peek
+    from kiwi_cli.weights.hub import peek
 
     if peek(variant.repo, variant.revision, access):
         return "yes"
@@ -175,11 +175,11 @@ def describe_score(score: Score) -> dict[str, Any]:
 
 def show_plan(model: str, revision: str | None, access: Access, console: Console) -> None:
     """What would be fetched, how large it is, and whether it would fit."""
-    from kiwi_cli.cache import free_bytes
-    from kiwi_cli.fetch import check_room, plan
-    from kiwi_cli.hub import resolve
-    from kiwi_cli.layout import RELEASED
-    from kiwi_cli.raw import plan_bases
+    from kiwi_cli.weights.cache import free_bytes
+    from kiwi_cli.weights.fetch import check_room, plan
+    from kiwi_cli.weights.hub import resolve
+    from kiwi_cli.weights.layout import RELEASED
+    from kiwi_cli.weights.raw import plan_bases
 
     repo, variant = resolve(model)
     wanted = revision or (variant.revision if variant else "main")
@@ -208,7 +208,7 @@ def show_plan(model: str, revision: str | None, access: Access, console: Console
 
 def verify_model(model: str, revision: str | None, repair: bool, access: Access, console: Console) -> None:
     """Sizes and hashes of what is here, against what the Hub said."""
-    from kiwi_cli import hub
+    from kiwi_cli.weights import hub
 
     repo, variant = hub.resolve(model)
     wanted = revision or (variant.revision if variant else "main")
@@ -229,7 +229,7 @@ def verify_model(model: str, revision: str | None, repair: bool, access: Access,
 
 def remove_model(model: str, access: Access, console: Console) -> None:
     """Delete a model from the cache."""
-    from kiwi_cli.hub import resolve
+    from kiwi_cli.weights.hub import resolve
 
     repo, _ = resolve(model)
     freed = access.cached(repo).remove()

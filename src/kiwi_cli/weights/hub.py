@@ -11,13 +11,13 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from kiwi_cli.cache import default_root
 from kiwi_cli.console import Console
 from kiwi_cli.errors import CheckpointError
-from kiwi_cli.fetch import Access, Plan, fetch, plan
-from kiwi_cli.layout import PICKLE_HINT, PICKLES, RELEASED, Layout
-from kiwi_cli.transfer import transfer
 from kiwi_cli.variants import VARIANTS, Variant, find_variant
+from kiwi_cli.weights.cache import default_root
+from kiwi_cli.weights.fetch import Access, Plan, fetch, plan
+from kiwi_cli.weights.layout import PICKLE_HINT, PICKLES, RELEASED, Layout
+from kiwi_cli.weights.transfer import transfer
 
 
 def ensure(
@@ -42,7 +42,7 @@ def ensure(
     Raises:
         CheckpointError: nothing of that name, something missing, or the Hub cannot be reached.
     """
-    from kiwi_cli import raw
+    from kiwi_cli.weights import raw
 
     access = Access(cache_dir or default_root(), token, download, console)
     path = Path(name).expanduser()
@@ -88,7 +88,7 @@ def resolve(name: str) -> tuple[str, Variant | None]:
 
 def peek(repo: str, revision: str, access: Access) -> Path | None:
     """A model that can be used at once: whole in the cache, or converted there. Fetches and converts nothing."""
-    from kiwi_cli.raw import HUB_DTYPE
+    from kiwi_cli.weights.raw import HUB_DTYPE
 
     cached = access.cached(repo)
     commit = cached.commit(revision)
@@ -99,7 +99,7 @@ def peek(repo: str, revision: str, access: Access) -> Path | None:
 
 def cached_model(repo: str, revision: str, variant: Variant | None, access: Access) -> Path | None:
     """As `peek`; a raw checkpoint that is here and not yet converted is converted now."""
-    from kiwi_cli import raw
+    from kiwi_cli.weights import raw
 
     if found := peek(repo, revision, access):
         return found

@@ -13,11 +13,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from kiwi_cli import keys
-from kiwi_cli.assemble import Lora, Result, Source, file_dtype
 from kiwi_cli.errors import CheckpointError
-from kiwi_cli.layout import RELEASED, STEM
-from kiwi_cli.weights import TensorFiles, read_json
+from kiwi_cli.weights import keys
+from kiwi_cli.weights.assemble import Lora, Result, Source, file_dtype
+from kiwi_cli.weights.files import TensorFiles, read_json
+from kiwi_cli.weights.layout import RELEASED, STEM
 
 # What the released configs say and no tensor does (mllm_encoder/config.json, scheduler/scheduler_config.json).
 MLLM_SETTINGS = {"max_object_token": 768, "max_frames": 16, "max_pixels_per_frame": 262144}

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kiwi_cli.cache import CachedRepo, HubFile, default_root, free_bytes
 from kiwi_cli.console import Console, format_bytes
 from kiwi_cli.errors import CheckpointError, UsageError
-from kiwi_cli.hub_errors import AGAIN, explain, retrying
-from kiwi_cli.layout import PICKLE_HINT, PICKLES, RELEASED, Layout, choose_raw
-from kiwi_cli.transfer import Transfer, transfer
+from kiwi_cli.weights.cache import CachedRepo, HubFile, default_root, free_bytes
+from kiwi_cli.weights.hub_errors import AGAIN, explain, retrying
+from kiwi_cli.weights.layout import PICKLE_HINT, PICKLES, RELEASED, Layout, choose_raw
+from kiwi_cli.weights.transfer import Transfer, transfer
 
 WORKERS = 4  # files at once
 REQUEST_TIMEOUT = float(os.environ.get("HF_HUB_ETAG_TIMEOUT", 10))  # seconds for an answer

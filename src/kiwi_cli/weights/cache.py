@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kiwi_cli.layout import Layout
+from kiwi_cli.weights.layout import Layout
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HASH_PIECE = 8 * 2**20

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kiwi_cli.errors import CheckpointError
-from kiwi_cli.layout import PICKLES, QWEN_BASE, WAN_BASE, WAN_BASE_WITHOUT_TRANSFORMER, choose_raw
 from kiwi_cli.variants import QWEN_REPO, WAN_REPO, Variant
+from kiwi_cli.weights.layout import PICKLES, QWEN_BASE, WAN_BASE, WAN_BASE_WITHOUT_TRANSFORMER, choose_raw
 
 if TYPE_CHECKING:
-    from kiwi_cli.fetch import Access, Plan
+    from kiwi_cli.weights.fetch import Access, Plan
 
 HUB_DTYPE = "bfloat16"
 """What raw checkpoints from the Hub are converted to: the precision of the released ones."""
@@ -71,9 +71,9 @@ def convert_to(
     Raises:
         CheckpointError: as `convert.plan_raw`, `assemble.write` and `hub.ensure_base`.
     """
-    from kiwi_cli import assemble, convert
-    from kiwi_cli.hub import ensure_base
-    from kiwi_cli.weights import read_json
+    from kiwi_cli.weights import assemble, convert
+    from kiwi_cli.weights.files import read_json
+    from kiwi_cli.weights.hub import ensure_base
 
     raw = convert.read_raw(file)
     default_qwen, default_wan = base_models(file)
@@ -102,7 +102,7 @@ def ensure_repo(chosen: Plan, variant: Variant | None, access: Access) -> Path:
     Raises:
         CheckpointError: no room for the raw file, its base models and the result together, before the first byte.
     """
-    from kiwi_cli.fetch import check_room, fetch
+    from kiwi_cli.weights.fetch import check_room, fetch
 
     plans = [chosen, *plan_bases(access)]
     # The result is at most as large as what it is made of.
@@ -113,7 +113,7 @@ def ensure_repo(chosen: Plan, variant: Variant | None, access: Access) -> Path:
 
 def plan_bases(access: Access) -> list[Plan]:
     """What fetching the base models of a raw checkpoint from the Hub means; folders need no fetching."""
-    from kiwi_cli.fetch import plan
+    from kiwi_cli.weights.fetch import plan
 
     qwen, wan = os.environ.get("KIWI_QWEN", QWEN_REPO), os.environ.get("KIWI_WAN", WAN_REPO)
     layouts = ((qwen, QWEN_BASE), (wan, WAN_BASE_WITHOUT_TRANSFORMER))
@@ -177,8 +177,8 @@ def fetch_source(name: str, access: Access) -> tuple[Path, bool]:
     Raises:
         CheckpointError: as `hub.ensure`.
     """
-    from kiwi_cli.fetch import fetch, plan
-    from kiwi_cli.hub import resolve
+    from kiwi_cli.weights.fetch import fetch, plan
+    from kiwi_cli.weights.hub import resolve
 
     repo, variant = resolve(name)
     chosen = plan(repo, variant.revision if variant else "main", access)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kiwi_cli.errors import CheckpointError
-from kiwi_cli.layout import RELEASED
-from kiwi_cli.tensorfile import WEIGHT_TYPES, TensorInfo, read_header
+from kiwi_cli.weights.layout import RELEASED
+from kiwi_cli.weights.tensorfile import WEIGHT_TYPES, TensorInfo, read_header
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ def locate(name_or_path: str) -> Path:
     Raises:
         CheckpointError: nothing of that name, or the Hub cannot be reached.
     """
-    from kiwi_cli.hub import ensure
+    from kiwi_cli.weights.hub import ensure
 
     return ensure(name_or_path)
 

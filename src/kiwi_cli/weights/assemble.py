@@ -14,13 +14,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from kiwi_cli.cache import free_bytes
 from kiwi_cli.console import Console, format_bytes
 from kiwi_cli.errors import CheckpointError, UsageError
-from kiwi_cli.layout import RELEASED
-from kiwi_cli.tensorfile import ITEM_BYTES, Entry, read_pieces, write_json, write_part
-from kiwi_cli.transfer import transfer
-from kiwi_cli.weights import TensorFiles, check_layout, open_all, torch_dtype
+from kiwi_cli.weights.cache import free_bytes
+from kiwi_cli.weights.files import TensorFiles, check_layout, open_all, torch_dtype
+from kiwi_cli.weights.layout import RELEASED
+from kiwi_cli.weights.tensorfile import ITEM_BYTES, Entry, read_pieces, write_json, write_part
+from kiwi_cli.weights.transfer import transfer
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 MAX_SHARD_BYTES = 5_000_000_000

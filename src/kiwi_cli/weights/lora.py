@@ -18,16 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kiwi_cli import keys
 from kiwi_cli.errors import CheckpointError, UsageError
-from kiwi_cli.layout import PICKLE_HINT, PICKLES
-from kiwi_cli.tensorfile import read_metadata
-from kiwi_cli.weights import TensorFiles
+from kiwi_cli.weights import keys
+from kiwi_cli.weights.files import TensorFiles
+from kiwi_cli.weights.layout import PICKLE_HINT, PICKLES
+from kiwi_cli.weights.tensorfile import read_metadata
 
 if TYPE_CHECKING:
     import torch
 
-    from kiwi_cli.fetch import Access
+    from kiwi_cli.weights.fetch import Access
 
 PREFIXES = ("base_model.model.", "pipe.", "transformer.", "diffusion_model.", "model.", "dit.", "unet.")
 FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
@@ -92,7 +92,7 @@ def locate(spec: LoraSpec, access: Access) -> Path:
     parts = spec.source.split("/")
     if path.is_dir() or len(parts) < 2 or not all(parts) or path.is_absolute():
         raise CheckpointError(f"LoRA not found: '{spec.source}'", "pass a .safetensors file, or owner/name on the Hub")
-    from kiwi_cli.fetch import fetch_one
+    from kiwi_cli.weights.fetch import fetch_one
 
     return fetch_one("/".join(parts[:2]), "/".join(parts[2:]) or None, access)
 
