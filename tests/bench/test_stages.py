@@ -1,0 +1,306 @@
+"""Every stage with the small checkpoint: whole results, resumed, one bad item, several processes, killed anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from kiwi_cli.bench import edit, runs
+from kiwi_cli.bench.items import Item
+from kiwi_cli.bench.journal import Journal, read_lines
+from kiwi_cli.bench.media import floor_size
+from kiwi_cli.errors import UsageError
+
+from . import miniature
+from .conftest import FAST, Kiwi, start_process
+from .judge_server import Service
+
+
+class Loader:
+    """The small checkpoint, loaded once for the session; counts how often a stage asks for it."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe, self.calls = pipe, 0
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        self.calls += 1
+        return self.pipe
+
+
+@pytest.fixture
+def loader(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> Loader:
+    found = Loader(loaded)
+    monkeypatch.setattr("kiwi_cli.bench.stages._load", found)
+    return found
+
+
+def frames_of(path: Path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    return {path.stem: path.read_bytes() for path in (folder / "edits").rglob("*") if path.is_file()}
+
+
+def test_floor_size_is_the_published_one() -> None:
+    assert floor_size(1280, 720, 1280 * 720, 32) == (1280, 704)
+    assert floor_size(1920, 1080, 1280 * 720, 32) == (1280, 704)
+    assert floor_size(720, 480, 1280 * 720, 32) == (704, 480)
+    assert floor_size(20, 20, 1280 * 720, 32) == (32, 32)
+
+
+def test_the_profile_is_published_and_says_what_was_changed() -> None:
+    profile = edit.Profile()
+    assert (profile.frames, profile.max_pixels, profile.fit, profile.steps, profile.seed) == (
+        81,
+        921_600,
+        "crop",
+        50,
+        0,
+    )
+    assert profile.sigma_min == 0.0
+    assert profile.changed(steps=None, seed=0) is profile
+    assert profile.changed(steps=4, size="64x64").name == "published but steps 4, size 64x64"
+
+
+def test_openve_through_all_stages(
+    kiwi: Kiwi, service: Service, loader: Loader, tmp_path: Path, openve_data: Path
+) -> None:
+    out = tmp_path / "run"
+    command = ("bench", "openve", "--data", openve_data, "--out", out, *FAST, "--judge-url", service.url)
+    code, stdout, err = kiwi(*command)
+    assert code == 0, err
+    assert loader.calls == 1 and service.total == 8
+    for words in (
+        "settings published but steps 1",
+        "8 items to edit, 0 of them done",
+        "8 of 8 items scored",
+        "report.html",
+    ):
+        assert words in err
+    assert "OpenVE-Bench: your runs" in stdout and "mean of 5 categories" in stdout
+    run = runs.open_run(out)
+    for item in run.items:
+        frames = frames_of(run.edited(item))
+        assert frames.shape == (5, 64, 64, 3)
+        assert np.abs(frames.astype(int) - frames_of(run.source(item))).mean() > 3  # something was done
+    with av.open(str(run.edited(run.items[0]))) as container:
+        assert container.streams.video[0].average_rate == 8  # the clip's own
+        assert json.loads(container.metadata["comment"])["profile"].startswith("published but")
+    before = results(out)
+    assert kiwi(*command)[0] == 0  # again: nothing is made and nothing is asked
+    assert results(out) == before and loader.calls == 1 and service.total == 8
+    assert not list(out.rglob(".*"))
+
+
+def test_refvie_and_imgedit_through_all_stages(
+    kiwi: Kiwi, service: Service, loader: Loader, tmp_path: Path, refvie_data: Path, imgedit_data: Path
+) -> None:
+    for name, folder, count in (("refvie", refvie_data, 3), ("imgedit", imgedit_data, 3)):
+        out = tmp_path / name
+        before = service.total
+        code, stdout, err = kiwi("bench", name, "--data", folder, "--out", out, *FAST, "--judge-url", service.url)
+        assert code == 0 and "your runs" in stdout, err
+        assert len(results(out)) == count and service.total == before + count
+    pictures = [Image.open(path) for path in (tmp_path / "imgedit/edits").rglob("*.png")]
+    assert [picture.size for picture in pictures] == [(64, 64)] * 3
+
+
+def test_the_kiwi_protocol_scores_five_types_with_the_authors_words(
+    kiwi: Kiwi, service: Service, tmp_path: Path, openve_run: runs.Run
+) -> None:
+    from .test_rubrics import SCRIPT
+
+    script = tmp_path / "eval.py"
+    categories = ("background_change", "local_change", "local_remove")
+    more = "".join(
+        f"{name.upper()} = LOCAL_ADD = 'Did It: 1-5. {{edit_prompt}}'\n".replace(" = LOCAL_ADD", "")
+        for name in categories
+    )
+    script.write_text(SCRIPT + more)
+    code, _, err = kiwi(
+        *("bench", "openve", "--stage", "judge", "--out", openve_run.folder, "--judge-url", service.url),
+        *("--protocol", "kiwi", "--rubrics", script),
+    )
+    assert code == 0 and service.total == 5, err
+    texts = [body["systemInstruction"]["parts"][0]["text"] for body in service.bodies]
+    assert all("Make the " in text and "{edit_prompt}" not in text for text in texts)
+    line = next(line for line in read_lines(openve_run.folder, "judgements") if line["kind"] == "answer")
+    assert line["asked"] == "gemini-2.5-pro" and line["rubric"].startswith("file-")
+
+
+def test_one_bad_item_never_ends_a_run(kiwi: Kiwi, loader: Loader, tmp_path: Path) -> None:
+    folder = miniature.openve(tmp_path / "data")
+    (folder / "videos/3_0.mp4").write_bytes(b"not a clip")
+    out = tmp_path / "run"
+    command = ("bench", "openve", "--stage", "edit", "--data", folder, "--out", out, *FAST)
+    code, stdout, err = kiwi(*command, "--json")
+    assert code == 1 and "1 items failed" in err
+    data = json.loads(stdout)["edited"]
+    assert data["done"] == 7 and len(data["failures"]) == 1
+    ((name, reason),) = data["failures"].items()
+    assert name.startswith("3-0-") and "3_0.mp4" in reason
+    assert edit.last_failures(runs.open_run(out)) == {name: reason}
+    assert kiwi("bench", "report", out, "-q")[0] == 0
+    assert reason.split("'")[0] in (out / "report/report.md").read_text()
+    miniature.clip(folder / "videos/3_0.mp4", 21)
+    assert kiwi(*command)[0] == 0 and len(results(out)) == 8 and not edit.last_failures(runs.open_run(out))
+
+
+def test_a_model_that_fails_on_one_item(loaded: Any, tmp_path: Path, openve_data: Path, openve_run: runs.Run) -> None:
+    shutil.rmtree(openve_run.folder / "edits")
+    failures: list[str] = []
+
+    class Pipe:
+        def __call__(self, frames: np.ndarray, instruction: str, *args: Any, **options: Any) -> Any:
+            if "local_add" in instruction:
+                raise MemoryError("too large")
+            yield frames[:2]
+            if "local_change" in instruction:
+                raise RuntimeError("broke while decoding")
+            yield frames[2:]
+
+    summary = edit.edit_items(
+        openve_run,
+        openve_run.items,
+        edit.Profile(size="64x64"),
+        Pipe,
+        failed=lambda item, reason: failures.append(reason),
+    )  # type: ignore[arg-type]
+    assert summary.made == 6 and failures == ["RuntimeError: broke while decoding", "MemoryError: too large"]
+    assert len(results(openve_run.folder)) == 6 and not list(openve_run.folder.rglob(".*"))
+
+
+def test_a_folder_of_something_else_is_refused(
+    kiwi: Kiwi, loader: Loader, tmp_path: Path, openve_data: Path, refvie_data: Path
+) -> None:
+    out = tmp_path / "run"
+    command = ("bench", "openve", "--stage", "edit", "--data", openve_data, "--limit", 1)
+    assert kiwi(*command, "--out", out, *FAST)[0] == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    other_model = tmp_path / "other"
+    shutil.copytree(FAST[1], other_model)
+    (other_model / "extra.json").write_text("{}")
+    cases = {
+        "its settings is": (*command, "--out", out, *FAST, "--seed", 7),
+        "its model is": (*command, "--out", out, *FAST, "--model", other_model),
+        "its benchmark is": ("bench", "refvie", "--stage", "edit", "--data", refvie_data, "--out", out, *FAST),
+        "its data is": (*command, "--out", out, *FAST, "--data", miniature.openve(tmp_path / "more", per_type=2)),
+    }
+    for words, arguments in cases.items():
+        code, _, err = kiwi(*arguments)
+        assert code == 2 and words in err and "nothing was changed" in err, err
+    code, _, err = kiwi("bench", "refvie", "--stage", "judge", "--out", out)
+    assert code == 2 and "holds a run of openve" in err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    (strange / "thesis.txt").write_text("mine")
+    code, _, err = kiwi(*command, "--out", strange, *FAST)
+    assert code == 2 and "not a run, and not empty" in err and [p.name for p in strange.iterdir()] == ["thesis.txt"]
+
+
+def test_bad_options(kiwi: Kiwi, openve_data: Path, tmp_path: Path) -> None:
+    for more, words in (
+        (("--stage", "paint"), "unknown --stage: 'paint'"),
+        (("--limit", 0), "--limit must be at least 1, not 0"),
+        (("--shard", "3/2"), "shard not understood: '3/2'"),
+        (("--shard", "1/2", "--gpus", "0,1"), "--gpus and --shard exclude each other"),
+        (("--model", "instruct-refrence"), "instruct-refrence"),
+    ):
+        code, _, err = kiwi("bench", "openve", "--stage", "edit", "--data", openve_data, "--out", tmp_path / "x", *more)
+        assert code in (1, 2) and words in err and not (tmp_path / "x").exists(), err
+
+
+def test_two_processes_share_a_run_and_their_results_are_those_of_one(
+    kiwi: Kiwi, loader: Loader, tmp_path: Path, openve_data: Path
+) -> None:
+    command = ("bench", "openve", "--stage", "edit", "--data", openve_data, "--limit", 4, *FAST[:-2])
+    assert kiwi(*command, "--device", "cpu", "--out", tmp_path / "one")[0] == 0
+    code, stdout, err = kiwi(*command, "--gpus", "cpu,cpu", "--out", tmp_path / "two", "--json")
+    assert code == 0, err
+    assert "one process on each of cpu, cpu" in err and json.loads(stdout)["edited"]["made"] == 4
+    assert results(tmp_path / "one") == results(tmp_path / "two")
+    assert len(list((tmp_path / "two").glob("edits.*-of-2.jsonl"))) == 2
+
+
+@pytest.mark.parametrize("moment", ["loading", "first", "third"])
+def test_killed_while_editing(tmp_path: Path, openve_data: Path, moment: str) -> None:
+    out = tmp_path / "run"
+    command = ("bench", "openve", "--stage", "edit", "--data", openve_data, "--out", out, "--limit", 5, *FAST)
+    process = start_process(*command)
+    reached: Callable[[], bool] = (
+        {
+            "loading": lambda: (out / "run.json").exists(),
+            "first": lambda: bool(list(out.glob("edits/*/.*")) or results(out)),
+            "third": lambda: len(results(out)) >= 3,
+        }[moment]
+        if moment != "first"
+        else lambda: bool(list((out / "edits").rglob("*.mp4")))
+    )
+    deadline = time.monotonic() + 60
+    while not reached() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=10)
+    whole = {key: data for key, data in results(out).items() if not key.startswith(".")}
+    for path in (out / "edits").rglob("*.mp4"):
+        if not path.name.startswith("."):
+            assert len(frames_of(path)) == 5  # what has its name is whole
+    done = start_process(*command)
+    _, err = done.communicate(timeout=100)
+    assert done.returncode == 0, err
+    assert f"{len(whole)} of them done already" in err
+    after = {key: data for key, data in results(out).items() if not key.startswith(".")}
+    assert len(after) == 5 and all(after[key] == data for key, data in whole.items())
+
+
+def test_run_folders(tmp_path: Path) -> None:
+    some = [Item("a", "b/../c", "x", "y.mp4")]
+    identity = runs.describe("openve", {"digest": "1"}, {"fingerprint": "2"}, {})
+    run = runs.start(tmp_path / "run", identity, some, tmp_path)
+    assert run.edited(some[0]) == tmp_path / "run/edits/b----c/a.mp4"
+    assert runs.start(tmp_path / "run", identity, some, tmp_path).items == run.items
+    (tmp_path / "run/run.json").write_text('{"format": 99, "benchmark": "openve"}')
+    with pytest.raises(UsageError, match="another version of kiwi"):
+        runs.open_run(tmp_path / "run")
+
+
+def test_journals_survive_anything(tmp_path: Path) -> None:
+    with Journal(tmp_path, "j") as journal:
+        journal.append({"a": 1})
+        with pytest.raises(UsageError, match="another process"):
+            Journal(tmp_path, "j")
+    whole = (tmp_path / "j.jsonl").read_bytes()
+    for cut in (b'{"a"', b"\xff\xfe", b"[1]", b"{}{}"):
+        (tmp_path / "j.jsonl").write_bytes(whole + cut)
+        with Journal(tmp_path, "j") as journal:
+            journal.append({"b": 2})
+        assert [record for record in read_lines(tmp_path, "j") if record] == [{"a": 1}, {"b": 2}], cut
+
+
+def test_help_is_light() -> None:
+    program = (
+        "import sys\nfrom kiwi_cli.cli import run\nrun(['bench', '--help'])\nrun(['bench', 'openve', '--help'])\n"
+        "heavy = {'torch', 'google.genai', 'openai', 'transformers', 'diffusers', 'numpy', 'av'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=dict(os.environ), timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "openve" in done.stdout and "--judge-url" in done.stdout
