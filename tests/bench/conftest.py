@@ -36,6 +36,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of processes started here: tiny models only wait for each other
     monkeypatch.setenv("GEMINI_API_KEY", KEY)
     monkeypatch.setenv("KIWI_JUDGE_KEY", KEY)
     monkeypatch.setattr("kiwi_cli.bench.judges.gemini.FIRST_POLL", 0.005)

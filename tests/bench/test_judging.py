@@ -165,7 +165,9 @@ def test_a_broken_last_line_is_survived(kiwi: Kiwi, service: Service, openve_run
     assert ledger.read_bytes().count(lines[last][:100]) == 1  # what was broken stays, and stands alone
 
 
-@pytest.mark.parametrize("moment", ["first upload", "polling", 1, 5, 11])
+@pytest.mark.parametrize(
+    "moment", ["first upload", 5, *(pytest.param(moment, marks=pytest.mark.slow) for moment in ("polling", 1, 11))]
+)
 def test_killed_at_any_point_nothing_finished_is_lost_or_paid_again(
     service: Service, tmp_path: Path, moment: Any
 ) -> None:
