@@ -7,6 +7,26 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from kiwi_cli.errors import UsageError
+
+
+def check_frames(frames: np.ndarray, multiple: int) -> None:
+    """Refuse what is not (F, H, W, 3) uint8 with H and W multiples of `multiple`.
+
+    Raises:
+        UsageError: with what would do.
+    """
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
+        raise UsageError(
+            f"frames must be (F, H, W, 3) uint8, not {tuple(frames.shape)} {frames.dtype}",
+            "convert them to 8-bit RGB",
+        )
+    if frames.shape[1] % multiple or frames.shape[2] % multiple:
+        raise UsageError(
+            f"a size of {frames.shape[2]}x{frames.shape[1]} is not a multiple of {multiple}",
+            "scale or crop the frames first; `kiwi edit` does it by itself",
+        )
+
 
 def chunk_frames(frames: np.ndarray, stride: int) -> Iterator[np.ndarray]:
     """One frame, then `stride` at a time; the last frame is repeated to fill the last chunk."""

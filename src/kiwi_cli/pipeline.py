@@ -22,9 +22,10 @@ from PIL import Image
 
 from kiwi_cli import checkpoint, sampling
 from kiwi_cli import vae as wan_vae
+from kiwi_cli.caches import CacheRun, StepCache, running
 from kiwi_cli.devices import choose_device, choose_dtype
 from kiwi_cli.errors import DeviceError, UsageError
-from kiwi_cli.frames import chunk_frames, to_frames, to_pixels
+from kiwi_cli.frames import check_frames, chunk_frames, to_frames, to_pixels
 from kiwi_cli.memory import Stage, Unit, parse_bytes
 from kiwi_cli.mllm import KiwiInstructionEncoder
 from kiwi_cli.mllm_inputs import QUERY_TOKEN, VISION_END, VISION_START, InputBuilder, MLLMInputs
@@ -76,6 +77,9 @@ class KiwiPipeline(DiffusionPipeline):
         )
         self.register_to_config(references_first=references_first, shift=shift)
         self.residency: Residency | None = None
+        self.alterations: list[str] = []
+        self.cache_run: CacheRun | None = None
+        self._approximated: list[str] = []
         self.inputs = InputBuilder(
             tokenizer,
             mllm_encoder.query_counts,
@@ -192,6 +196,15 @@ class KiwiPipeline(DiffusionPipeline):
         """Precision of the transformer's work."""
         return self.transformer.patch_embedding.weight.dtype
 
+    @property
+    def approximations(self) -> list[str]:
+        """Why the last edit is not the released model's exact result, a line for each reason; empty if it is.
+
+        `alterations` hold what was changed for good (quantised weights); the rest is of the last `denoise`.
+        """
+        tiled = self.residency is not None and not self.residency.plan.exact
+        return [*self.alterations, *(["VAE in blended tiles: NOT exact"] if tiled else []), *self._approximated]
+
     # -- one edit -------------------------------------------------------------------------------------------
 
     def __call__(
@@ -203,6 +216,8 @@ class KiwiPipeline(DiffusionPipeline):
         steps: int = 50,
         seed: int = 0,
         sigma_min: float = sampling.SIGMA_MIN,
+        solver: str = "euler",
+        cache: StepCache | None = None,
         output: Output = "frames",
         progress: Progress | None = None,
         notify: Callable[[str], None] | None = None,
@@ -216,16 +231,21 @@ class KiwiPipeline(DiffusionPipeline):
             steps: denoising steps, at least 1.
             seed: of the noise, from 0 to 2**64 - 1.
             sigma_min: end of the unwarped schedule; 0 for the published benchmark runs.
+            solver: one of `sampling.SOLVERS`; all but 'euler' are approximate.
+            cache: skip steps, approximately; `cache_run` says afterwards which.
             output: 'frames' (F, H, W, 3) uint8; 'latents' (1, C, T, h, w) fp32; 'stream' an iterator over
                 (f, H, W, 3) uint8 in order, decoded as it is consumed.
             progress: called after each piece of work.
-            notify: called with lines for the person: the memory plan, and a step down from it.
+            notify: called with lines for the person: the memory plan, a step down from it, what was approximate.
 
         Raises:
             UsageError: frames, steps, seed, instruction or references that cannot be used.
             DeviceError: the edit does not fit the device, with what would.
         """
-        self._check(frames, steps, seed, output)
+        check_frames(frames, self.size_multiple)
+        sampling.check_run(steps, seed, solver)
+        if output not in ("frames", "latents", "stream"):
+            raise UsageError(f"unknown output '{output}'", "use 'frames', 'latents' or 'stream'")
         pictures = [as_picture(reference) for reference in references]
         report: Progress = progress or (lambda stage, done, total: None)
 
@@ -240,13 +260,16 @@ class KiwiPipeline(DiffusionPipeline):
             height, width = frames.shape[1:3]
             reference = self.encode_references(pictures, width, height) if pictures else None
             noise = self.make_noise(source.shape, seed)
-            return self.denoise(noise, context, source, reference, steps, sigma_min, report)
+            return self.denoise(noise, context, source, reference, steps, sigma_min, report, solver, cache)
 
         try:
             latents = work()
         except torch.OutOfMemoryError as error:
             self._step_down(error)
             latents = work()
+        if notify is not None:
+            for line in self._approximated:
+                notify(line)
         if output == "latents":
             return latents
         stream = self.decode(latents, len(frames), report)
@@ -311,35 +334,34 @@ class KiwiPipeline(DiffusionPipeline):
         steps: int = 50,
         sigma_min: float = sampling.SIGMA_MIN,
         progress: Progress | None = None,
+        solver: str = "euler",
+        cache: StepCache | None = None,
     ) -> torch.Tensor:
         """Noise (1, C, T, h, w) -> latents of the same shape, fp32 on the device.
 
         Args:
             noise, source: fp32 latents of the video; references: (1, C, R, h, w) or None.
             context: (1, N, D) tokens.
+            solver, cache: as in `__call__`.
         """
         dtype = self.compute_dtype
         with self._stage("denoise") as device:
-            context = context.to(device, dtype)
-            # Both embeddings are the same at every step.
-            source_embeds = self.source_embedder(source.to(device))
-            reference_embeds = None if references is None else self.ref_embedder(references.to(device))
-
-            def velocity(latents: torch.Tensor, sigma: torch.Tensor, step: int) -> torch.Tensor:
-                return self.transformer(
-                    latents.to(dtype),
-                    (sigma * sampling.TIMESTEPS).expand(latents.shape[0]),
-                    context,
-                    source_embeds=source_embeds,
-                    reference_embeds=reference_embeds,
-                    sigma=sigma.expand(latents.shape[0]),
-                    references_first=self.config.references_first,
-                    return_dict=False,
-                )[0]
-
+            velocity = sampling.velocity_of(
+                self.transformer,
+                dtype,
+                context.to(device, dtype),
+                # Both embeddings are the same at every step.
+                source_embeds=self.source_embedder(source.to(device)),
+                reference_embeds=None if references is None else self.ref_embedder(references.to(device)),
+                references_first=self.config.references_first,
+            )
             sigmas = sampling.flow_sigmas(steps, self.config.shift, sigma_min)
             on_step = None if progress is None else lambda done, total: progress("denoise", done, total)
-            return sampling.denoise(velocity, noise.to(device), sigmas, on_step)
+            with running(cache, self.transformer, velocity, sigmas) as (velocity, self.cache_run):
+                latents = sampling.denoise(velocity, noise.to(device), sigmas, on_step, solver)
+        lines = (sampling.APPROXIMATE_SOLVERS.get(solver, ""), self.cache_run.describe())
+        self._approximated = [line for line in lines if line]
+        return latents
 
     def decode(
         self, latents: torch.Tensor, frame_count: int | None = None, progress: Progress | None = None
@@ -371,24 +393,3 @@ class KiwiPipeline(DiffusionPipeline):
                 yield wan_vae.decode_tiled(self.vae, latents)
             else:
                 yield from wan_vae.decode_stream(self.vae, latents, plan.decode_strips if plan else 1)
-
-    # -- helpers --------------------------------------------------------------------------------------------
-
-    def _check(self, frames: np.ndarray, steps: int, seed: int, output: str) -> None:
-        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
-            raise UsageError(
-                f"frames must be (F, H, W, 3) uint8, not {tuple(frames.shape)} {frames.dtype}",
-                "convert them to 8-bit RGB",
-            )
-        multiple = self.size_multiple
-        if frames.shape[1] % multiple or frames.shape[2] % multiple:
-            raise UsageError(
-                f"a size of {frames.shape[2]}x{frames.shape[1]} is not a multiple of {multiple}",
-                "scale or crop the frames first; `kiwi edit` does it by itself",
-            )
-        if steps < 1:
-            raise UsageError(f"steps must be at least 1, not {steps}", "50 is what the model is released with")
-        if not 0 <= seed < 2**64:
-            raise UsageError(f"seed must be from 0 to 2**64 - 1, not {seed}", "any such number will do")
-        if output not in ("frames", "latents", "stream"):
-            raise UsageError(f"unknown output '{output}'", "use 'frames', 'latents' or 'stream'")
