@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "mllm": {"mllm_inputs"},
     "vae": {"errors", "strips"},
     "devices": {"errors"},
-    "frames": set(),
+    "frames": {"errors"},
     "memory": {"errors"},
     "residency": {"memory", "mllm_inputs", "pipeline"},  # the last two for types only
     "console": set(),

@@ -38,7 +38,7 @@ from kiwi_cli.video import (
 )
 from kiwi_cli.weights import hub, lora, raw
 from kiwi_cli.weights.fetch import Access
-from kiwi_cli.weights.layout import RELEASED
+from kiwi_cli.weights.layout import PICKLES, RELEASED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -187,6 +187,7 @@ def run(
         seed=request.seed,
         output="stream",
         progress=report,
+        notify=console.note if console else None,
     )
     with ExitStack() as stack:
         stack.enter_context(closing(stream))
@@ -254,12 +255,17 @@ def find_loras(request: EditRequest) -> list[lora.LoraSpec]:
         try:
             path = lora.locate(spec, Access(download=False))
         except CheckpointError:
-            on_the_hub = spec.source.count("/") >= 1 and not spec.source.endswith((".safetensors", *lora.PICKLES))
-            if request.download and (on_the_hub or (spec.source.count("/") == 2 and spec.source[0] not in "./~")):
+            if request.download and _on_the_hub(spec.source):
                 continue
             raise
         weights.TensorFiles.open_file(path)
     return specs
+
+
+def _on_the_hub(source: str) -> bool:
+    """Whether a LoRA that is not here has the form owner/name or owner/name/FILE.safetensors."""
+    file = source.endswith((".safetensors", *PICKLES))
+    return source[0] not in "./~" and source.count("/") == (2 if file else 1)
 
 
 def prepare(work: EditPlan, console: Console | None = None) -> EditPlan:
@@ -286,10 +292,21 @@ def prepare(work: EditPlan, console: Console | None = None) -> EditPlan:
 
 def load(work: EditPlan) -> KiwiPipeline:
     """The plan's model on its device."""
+    from kiwi_cli.attention import choose_attention, set_attention
+    from kiwi_cli.compilation import compile_model
+    from kiwi_cli.devices import choose_device
     from kiwi_cli.pipeline import KiwiPipeline
 
+    request = work.request
     assert work.model is not None
-    return KiwiPipeline.from_pretrained(str(work.model), device=work.request.device, dtype=work.request.dtype)
+    attention = choose_attention(request.attention, choose_device(request.device))
+    pipe = KiwiPipeline.from_pretrained(
+        str(work.model), request.device, request.dtype, memory=request.memory, max_memory=request.max_memory
+    )
+    set_attention(pipe.transformer, attention)
+    if request.compile:
+        compile_model(pipe.transformer)
+    return pipe
 
 
 def apply_loras(work: EditPlan, pipe: KiwiPipeline, console: Console | None = None) -> Sequence[lora.Applied]:

@@ -144,7 +144,8 @@ class Plan:
         strips = f", decode in {self.decode_strips} strips" if self.decode_strips > 1 else ""
         warning = "" if self.exact else "; blended tiles, NOT exact"
         room = "" if self.budget is None else f" of {self.budget / GB:.1f} GB"
-        return f"memory: {self.level}{strips}{warning}; about {self.peak / GB:.1f} GB{room}"
+        needed = f"about {self.peak / GB:.1f} GB" if self.peak > 0.1 * GB else "under 0.1 GB"
+        return f"memory: {self.level}{strips}{warning}; {needed}{room}"
 
 
 def resident_units(level: Level, stage: Stage) -> tuple[Unit, ...]:
@@ -181,8 +182,7 @@ def plan(weights: Weights, work: Work, budget: int | None, level: str = "auto") 
         UsageError: an unknown level.
         DeviceError: nothing fits, with what is needed, what there is, and what would fit.
     """
-    if level not in ("auto", *LEVELS):
-        raise UsageError(f"unknown memory level: '{level}'", f"use auto, {', '.join(LEVELS)}")
+    check_level(level)
     levels = EXACT if level == "auto" else (cast(Level, level),)
     candidates = [candidate for each in levels for candidate in _candidates(each, weights, work, budget)]
     for candidate in candidates:
@@ -195,6 +195,12 @@ def plan(weights: Weights, work: Work, budget: int | None, level: str = "auto") 
         f"and {budget / GB:.1f} GB may be used",
         _advice(weights, work, budget, level),
     )
+
+
+def check_level(level: str) -> None:
+    """Raises UsageError for anything but 'auto' and the levels."""
+    if level not in ("auto", *LEVELS):
+        raise UsageError(f"unknown memory level: '{level}'", f"use auto, {', '.join(LEVELS)}")
 
 
 def step_down(current: Plan, weights: Weights, work: Work) -> Plan | None:
@@ -238,10 +244,10 @@ def _advice(weights: Weights, work: Work, budget: int, level: str) -> str:
 
 def free_memory(device: torch.device) -> int | None:
     """Bytes that this process may use on a device, with what it holds already; None for the CPU."""
-    if device.type != "cuda":
-        return None
     import torch
 
+    if device.type != "cuda":
+        return None
     free, _ = torch.cuda.mem_get_info(device)
     budget = free + torch.cuda.memory_reserved(device)
     # A cap set with set_per_process_memory_fraction counts as the size of the card.

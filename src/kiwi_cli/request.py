@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kiwi_cli.errors import UsageError
+from kiwi_cli.memory import check_level, parse_bytes
 from kiwi_cli.tasks import final_instruction
 
 MAX_FRAMES = 81
@@ -30,6 +31,8 @@ class EditRequest:
         keep_rest: the frames before and after the edited ones are written too.
         compare: 'side' or 'wipe': source and result in one picture, in a file of its own.
         sheet: a contact sheet is written. sidecar: the settings are also written beside the output.
+        memory, max_memory: what is on the device when, as `KiwiPipeline.manage`.
+        attention: kernel. compile: the transformer's blocks are compiled.
         download: whether weights that are missing may be fetched.
     """
 
@@ -61,6 +64,10 @@ class EditRequest:
     sidecar: bool = False
     device: str = "auto"
     dtype: str = "auto"
+    memory: str = "auto"
+    max_memory: str | None = None
+    attention: str = "auto"
+    compile: bool = False
     download: bool = True
     overwrite: bool = False
     allow_truncated: bool = False
@@ -81,5 +88,8 @@ class EditRequest:
             raise UsageError(f"--steps must be at least 1, not {self.steps}", "50 is the released default")
         if not 0 <= self.seed < 2**64:
             raise UsageError(f"--seed must be from 0 to 2**64 - 1, not {self.seed}", "any such number will do")
+        check_level(self.memory)
+        if self.max_memory is not None:
+            parse_bytes(self.max_memory)
         if self.feather and self.mask is None:
             raise UsageError("--feather needs --mask", "pass the mask whose edge is softened")

@@ -23,6 +23,7 @@ from kiwi_cli.memory import (
     Unit,
     Weights,
     Work,
+    check_level,
     free_memory,
     plan,
     resident_units,
@@ -66,6 +67,7 @@ class Residency:
         limit: int | None = None,
     ) -> None:
         self.units = {unit: list(modules) for unit, modules in units.items()}
+        check_level(level)
         self.device, self.level, self.limit = device, level, limit
         self.weights = weigh(self.units)
         self.plan = Plan("resident" if level == "auto" else level)  # type: ignore[arg-type]

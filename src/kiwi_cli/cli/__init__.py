@@ -6,9 +6,12 @@ modules, raise `KiwiError` and return nothing. Exit codes: 0 done, 1 failed, 2 w
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,17 +58,41 @@ ORDER = ("edit", "ref-edit", "show", "rerun", "doctor", "download", "convert")  
 app.registered_commands.sort(key=lambda command: ORDER.index(command.name or getattr(command.callback, "__name__", "")))
 
 
+def _quiet_libraries() -> None:
+    """The libraries' progress bars, advice and warnings are not ours to pass on; KIWI_DEBUG=1 lets them through."""
+    if os.environ.get("KIWI_DEBUG") == "1":
+        return
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.simplefilter("ignore")
+    for name in ("torch", "torchao"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def _terminate(number: int, frame: Any) -> None:
     """A polite kill is an interruption: `with` blocks clean up."""
     raise KeyboardInterrupt
+
+
+def _words(error: typer.TyperException, given: list[str]) -> str:
+    """A wrong argument in the house's words: lower case, with the value that cannot be meant."""
+    message = error.format_message()
+    names: Any = getattr(getattr(error, "param", None), "opts", ())
+    values = [after for name, after in itertools.pairwise(given) if name in names and after not in message]
+    for word, kind in (("integer", "a whole number"), ("number", "a number")):
+        if values and message.startswith("Invalid value") and word in message:
+            return f"{names[-1]} takes {kind}, not '{values[-1]}'"
+    return message[:1].lower() + message[1:]
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and turn whatever ends it into an exit code: the only place that catches everything."""
     console = Console()
     signal.signal(signal.SIGTERM, _terminate)
+    _quiet_libraries()
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        given = sys.argv[1:] if arguments is None else list(arguments)
         code = app(args=_options.expand(given), standalone_mode=False)
         if code == EXIT_INTERRUPTED:  # Typer turns Ctrl-C into this code without a word
             raise KeyboardInterrupt
@@ -76,9 +103,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         console.error(error.message, error.hint)
         return error.exit_code
     except typer.TyperException as error:
-        message = error.format_message()
+        message = _words(error, given)
         if message:
-            console.error(message[:1].lower() + message[1:], "kiwi --help lists the commands and their options")
+            console.error(message, "kiwi --help lists the commands and their options")
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         console.error("interrupted; nothing was written")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -136,10 +135,6 @@ def _command(name: str) -> Any:
 
 def perform(name: str, arguments: dict[str, Any]) -> None:
     """Carry out a command's stages and print its report."""
-    if os.environ.get("KIWI_DEBUG") != "1":
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     console = Console(quiet=arguments["quiet"], as_json=arguments["as_json"])
 
     from kiwi_cli.bench import stages

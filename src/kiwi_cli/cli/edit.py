@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -40,6 +39,10 @@ def edit(
     download: options.Download = True,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    memory: options.Memory = "auto",
+    max_memory: options.MaxMemory = None,
+    attention: options.Attention = "auto",
+    compile: options.Compile = False,
     output: options.Output = None,
     overwrite: options.Overwrite = False,
     codec: options.Codec = None,
@@ -100,6 +103,10 @@ def ref_edit(
     download: options.Download = True,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    memory: options.Memory = "auto",
+    max_memory: options.MaxMemory = None,
+    attention: options.Attention = "auto",
+    compile: options.Compile = False,
     output: options.Output = None,
     overwrite: options.Overwrite = False,
     codec: options.Codec = None,
@@ -148,12 +155,6 @@ def perform(arguments: dict[str, Any]) -> None:
 
 def carry_out(request: EditRequest, console: Console, dry_run: bool) -> None:
     """Plan an edit, say what is not as it was, and do it or only show it."""
-    # The libraries' own progress bars and advice are not ours to pass on.
-    if os.environ.get("KIWI_DEBUG") != "1":
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
     from kiwi_cli import job
 
     work = job.plan(request)

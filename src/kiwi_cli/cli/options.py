@@ -49,7 +49,12 @@ flag = partial(typer.Option, metavar=" ")
 
 Input = Annotated[
     Path,
-    typer.Argument(metavar="INPUT", help="A video, a picture, or a folder of numbered pictures.", show_default=False),
+    typer.Argument(
+        metavar="INPUT",
+        help="A video, a picture, or a folder of numbered pictures.",
+        show_default=False,
+        readable=False,  # checked where it is opened, with words of ours
+    ),
 ]
 Instruction = Annotated[
     str, typer.Argument(metavar="INSTRUCTION", help="What to change, in words.", show_default=False)
@@ -176,6 +181,7 @@ References = Annotated[
         "--ref",
         metavar="IMAGE",
         help="A reference picture; repeat for several.",
+        readable=False,
         rich_help_panel=WORDS,
         show_default=False,
     ),
