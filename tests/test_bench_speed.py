@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from .test_cli import inside
+from .cli.terminal import inside
 
 SMALL = ("bench", "speed", "--model", "small", "--size", "64x64", "--frames", "5", "--steps", "3", "--device", "cpu")
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kiwi_cli import record, weights
+from kiwi_cli import parallel, record, weights
 from kiwi_cli.errors import CheckpointError, UsageError
 from kiwi_cli.request import MAX_FRAMES, EditRequest
 from kiwi_cli.sources import open_reference
@@ -179,16 +179,13 @@ def run(
     if "comparison" in work.extras:
         writers.append(_open_comparison(work, text))
     report("instruction", 0, 1)
-    stream = pipe(
-        frames,
-        request.prompt,
-        references,
-        steps=request.steps,
-        seed=request.seed,
-        output="stream",
-        progress=report,
-        notify=console.note if console else None,
-    )
+    call: dict[str, Any] = {"steps": request.steps, "seed": request.seed, "progress": report}
+    if not parallel.is_first():
+        pipe(frames, request.prompt, references, output="latents", **call)
+        parallel.leave()
+        raise SystemExit(0)  # this process has done its share; the first one decodes and writes
+    notify = console.note if console else None
+    stream = pipe(frames, request.prompt, references, output="stream", notify=notify, **call)
     with ExitStack() as stack:
         stack.enter_context(closing(stream))
         for writer in reversed(writers):  # the output itself is finished first
@@ -197,6 +194,7 @@ def run(
             for writer in writers:
                 writer.write(chunk)
     _write_beside(work, settings)
+    parallel.leave()
     seconds["total"] = time.perf_counter() - begin
     told = [*work.notices]
     told += [note for writer in writers for note in writer.notices if note not in told]
@@ -299,11 +297,15 @@ def load(work: EditPlan) -> KiwiPipeline:
 
     request = work.request
     assert work.model is not None
-    attention = choose_attention(request.attention, choose_device(request.device))
+    team = parallel.join(request.device) if parallel.team_size() > 1 else None
+    device = team.device if team else request.device
+    attention = choose_attention(request.attention, choose_device(device))
     pipe = KiwiPipeline.from_pretrained(
-        str(work.model), request.device, request.dtype, memory=request.memory, max_memory=request.max_memory
+        str(work.model), device, request.dtype, memory=request.memory, max_memory=request.max_memory
     )
     set_attention(pipe.transformer, attention)
+    if team:
+        parallel.share(pipe.transformer, team)
     if request.compile:
         compile_model(pipe.transformer)
     return pipe

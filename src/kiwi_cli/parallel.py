@@ -10,10 +10,6 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.distributed as dist
-from diffusers import ContextParallelConfig
-
 from kiwi_cli.errors import UsageError
 
 
@@ -30,15 +26,15 @@ class Team:
     size: int
     device: str
 
-    @property
-    def writes(self) -> bool:
-        """Whether this process writes the result and talks to the person."""
-        return self.rank == 0
-
 
 def team_size() -> int:
     """How many processes torchrun started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes the result and talks to the person."""
+    return int(os.environ.get("RANK", "0")) == 0 or team_size() == 1
 
 
 def join(device: str = "auto") -> Team:
@@ -50,6 +46,9 @@ def join(device: str = "auto") -> Team:
     Raises:
         UsageError: a device that several processes cannot use, or more processes than GPUs.
     """
+    import torch
+    import torch.distributed as dist
+
     rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if kind not in ("cuda", "cpu"):
@@ -72,6 +71,8 @@ def share(transformer: Any, team: Team) -> None:
     Raises:
         UsageError: its attention heads do not divide by the number of processes.
     """
+    from diffusers import ContextParallelConfig
+
     heads = transformer.config.num_attention_heads
     if heads % team.size:
         raise UsageError(
@@ -86,5 +87,9 @@ def share(transformer: Any, team: Team) -> None:
 
 def leave() -> None:
     """Let the processes go their ways."""
+    if team_size() == 1:
+        return
+    import torch.distributed as dist
+
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kiwi_cli import parallel
 from kiwi_cli.cli import app, options
 from kiwi_cli.console import Console, count, format_bytes, format_seconds
 from kiwi_cli.errors import UsageError
@@ -144,7 +145,8 @@ def ref_edit(
 def perform(arguments: dict[str, Any]) -> None:
     """One edit from a command's arguments."""
     values = dict(arguments)
-    console = Console(values.pop("quiet"), values.pop("as_json"), values.pop("verbose"))
+    quiet = values.pop("quiet") or not parallel.is_first()
+    console = Console(quiet, values.pop("as_json"), values.pop("verbose"))
     dry_run = values.pop("dry_run")
 
     from kiwi_cli.request import EditRequest
