@@ -72,11 +72,12 @@ def main() -> None:
         ideal = options.items * options.pace / options.concurrency
         early = [size for done, size in samples if options.items * 0.2 <= done < options.items * 0.4]
         late = [size for done, size in samples if done >= options.items * 0.8]
+        overhead = 1000 * (seconds - ideal) / options.items
         sys.stdout.write(
             f"{options.items} items, {options.judge}, {options.concurrency} at once, {options.pace:g} s an answer: "
-            f"{seconds:.2f} s, of which the judge {ideal:.2f} s; overhead "
-            f"{1000 * (seconds - ideal) / options.items:.1f} ms an item\nmemory: {statistics.median(early):.0f} MB after a fifth, {statistics.median(late):.0f} MB at "
-            f"the end, {max(size for _, size in samples):.0f} MB at most; most at once {service.most_busy}\n"
+            f"{seconds:.2f} s, of which the judge {ideal:.2f} s; overhead {overhead:.1f} ms an item\n"
+            f"memory: {statistics.median(early):.0f} MB after a fifth, {statistics.median(late):.0f} MB at the end, "
+            f"{max(size for _, size in samples):.0f} MB at most; most at once {service.most_busy}\n"
         )
 
 

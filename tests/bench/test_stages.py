@@ -111,6 +111,16 @@ def test_openve_through_all_stages(
     assert not list(out.rglob(".*"))
 
 
+def test_a_dry_run_writes_nothing_and_needs_no_model_and_no_key(
+    kiwi: Kiwi, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, openve_data: Path
+) -> None:
+    monkeypatch.delenv("GEMINI_API_KEY")
+    code, _, err = kiwi("bench", "openve", "--data", openve_data, "--out", tmp_path / "run", "--limit", 2, "--dry-run")
+    assert code == 0, err
+    assert "settings published: 81 frames" in err and "2 items to edit" in err and "dollars at list price" in err
+    assert not (tmp_path / "run").exists()
+
+
 def test_refvie_and_imgedit_through_all_stages(
     kiwi: Kiwi, service: Service, loader: Loader, tmp_path: Path, refvie_data: Path, imgedit_data: Path
 ) -> None:

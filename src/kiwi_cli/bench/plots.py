@@ -79,10 +79,10 @@ def radar(title: str, axes: Sequence[str], rows: Sequence[tuple[str, Sequence[fl
     for number, (label, values) in enumerate(rows):
         colour = COLOURS[number % len(COLOURS)]
         dash = ' stroke-dasharray="6 4"' if number >= len(COLOURS) else ""
-        corners = [None if value is None else point(k, value) for k, value in enumerate(values)]
-        known = [corner for corner in corners if corner is not None]
+        places = [None if value is None else point(k, value) for k, value in enumerate(values)]
+        known = [place for place in places if place is not None]
         # Only neighbours are joined: a line across an axis without a value would show one that nobody gave.
-        sides = zip(corners, [*corners[1:], *corners[:1]], strict=True)
+        sides = zip(places, [*places[1:], *places[:1]], strict=True)
         path = "".join(f"M{a[0]:.1f} {a[1]:.1f}L{b[0]:.1f} {b[1]:.1f}" for a, b in sides if a and b)
         area = " ".join(f"{a:.1f},{b:.1f}" for a, b in known) if len(known) == len(axes) else ""
         words = ", ".join(f"{n} {v:.2f}" for n, v in zip(axes, values, strict=True) if v is not None)

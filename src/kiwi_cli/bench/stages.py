@@ -137,8 +137,11 @@ def perform(request: BenchRequest, console: Console) -> Outcome:
     outcome = Outcome()
     if request.does("data") or request.does("edit"):
         outcome.run, outcome.dataset = _begin(request, benchmark, console)
-    elif not request.does("data"):
-        outcome.run = runs.open_run(request.folder)
+    else:
+        from kiwi_cli.bench.data import find_table
+
+        root = find_table(benchmark, request.data).parent if request.data is not None else None
+        outcome.run = runs.open_run(request.folder, root)
         if outcome.run.benchmark.name != benchmark.name:
             raise UsageError(
                 f"'{request.folder}' holds a run of {outcome.run.benchmark.name}",
@@ -167,16 +170,16 @@ def _begin(request: BenchRequest, benchmark: Benchmark, console: Console) -> tup
     if not request.does("edit"):
         return None, dataset
     from kiwi_cli.bench.edit import Profile, fingerprint
-    from kiwi_cli.weights import hub
 
     profile = Profile().changed(**request.profile)
-    folder = hub.ensure(request.model_name, download=not request.dry_run, console=console)
-    identity = runs.describe(
-        benchmark.name,
-        dataset.describe(),
-        {"name": request.model_name, "fingerprint": fingerprint(folder)},
-        profile.describe(),
-    )
+    model = {"name": request.model_name, "fingerprint": ""}
+    if request.dry_run:  # nothing is written, and no model is needed
+        identity = runs.describe(benchmark.name, dataset.describe(), model, profile.describe())
+        return runs.Run(request.folder, identity, dataset.items, dataset.root), dataset
+    from kiwi_cli.weights import hub
+
+    model["fingerprint"] = fingerprint(hub.ensure(request.model_name, console=console))
+    identity = runs.describe(benchmark.name, dataset.describe(), model, profile.describe())
     return runs.start(request.folder, identity, dataset.items, dataset.root), dataset
 
 
