@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kiwi_cli import estimate, machine
-from kiwi_cli.cache import default_root, free_bytes
 from kiwi_cli.console import format_bytes
 from kiwi_cli.variants import DEFAULT_EDIT, VARIANTS
 from kiwi_cli.video import Size, available_codecs
+from kiwi_cli.weights.cache import default_root, free_bytes
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "huggingface_hub", "safetensors", "av")
 MIN_PYTHON = (3, 10)

@@ -65,6 +65,7 @@ def _quiet_libraries() -> None:
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TORCH_LOGS", "-all")  # torch sets its loggers' levels by this when it is imported
     warnings.simplefilter("ignore")
     for name in ("torch", "torchao"):
         logging.getLogger(name).setLevel(logging.ERROR)
