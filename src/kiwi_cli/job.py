@@ -89,6 +89,7 @@ class EditResult:
     Attributes:
         seconds: of each stage. settings: what the output carries in its metadata.
         memory: peaks in bytes: 'resident' of the process, 'allocated' and 'reserved' on a CUDA device.
+        approximations: why it is not the released model's exact result; empty when it is.
     """
 
     output: Path
@@ -100,6 +101,7 @@ class EditResult:
     notices: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
+    approximations: list[str] = field(default_factory=list)
 
 
 def plan(request: EditRequest) -> EditPlan:
@@ -180,6 +182,10 @@ def run(
         writers.append(_open_comparison(work, text))
     report("instruction", 0, 1)
     call: dict[str, Any] = {"steps": request.steps, "seed": request.seed, "progress": report}
+    if request.solver != "euler" or request.cache != "off":
+        from kiwi_cli.caches import StepCache
+
+        call |= {"solver": request.solver, "cache": StepCache.of(request.cache, request.cache_threshold)}
     if not parallel.is_first():
         pipe(frames, request.prompt, references, output="latents", **call)
         parallel.leave()
@@ -208,6 +214,7 @@ def run(
         told,
         settings,
         peak_memory(str(pipe.device)),
+        list(getattr(pipe, "approximations", ())),
     )
 
 

@@ -55,6 +55,9 @@ def describe(
         "feather": request.feather,
         "seed": request.seed,
         "steps": request.steps,
+        "solver": request.solver,
+        "cache": request.cache,
+        "cache_threshold": request.cache_threshold,
         "start": request.start,
         "duration": request.duration,
         "max_frames": request.frames,
@@ -67,6 +70,7 @@ def describe(
         "quality": request.quality,
         "sound": request.sound,
         "allow_truncated": request.allow_truncated,
+        "compile": request.compile,
         "dtype": dtype,
         "device": device,
     }
@@ -191,6 +195,9 @@ def request_from(settings: dict[str, Any], base: Path) -> EditRequest:
             task=settings["task"],
             raw=settings["raw"],
             steps=settings["steps"],
+            solver=settings["solver"],
+            cache=settings["cache"],
+            cache_threshold=settings["cache_threshold"],
             seed=settings["seed"],
             start=settings["start"],
             duration=settings["duration"],
@@ -205,6 +212,7 @@ def request_from(settings: dict[str, Any], base: Path) -> EditRequest:
             quality=settings["quality"],
             sound=settings["sound"],
             allow_truncated=settings["allow_truncated"],
+            compile=settings["compile"],
             dtype=settings["dtype"],
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,11 @@ from kiwi_cli.tasks import final_instruction
 
 MAX_FRAMES = 81
 """What the released models are trained and published with; `--frames` goes beyond it."""
+
+# As sampling.py and caches.py have them, which need torch. Step cache `mag` wants measured ratios: Python only.
+SOLVERS = ("euler", "unipc")
+CACHES = ("off", "first-block", "easy", "sea")
+ATTENTIONS = ("auto", "sdpa", "cudnn", "flash", "flash3", "sage")
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class EditRequest:
         keep_rest: the frames before and after the edited ones are written too.
         compare: 'side' or 'wipe': source and result in one picture, in a file of its own.
         sheet: a contact sheet is written. sidecar: the settings are also written beside the output.
+        solver: of the schedule. cache: step cache; cache_threshold: None is its own default.
         memory, max_memory: what is on the device when, as `KiwiPipeline.manage`.
         attention: kernel. compile: the transformer's blocks are compiled.
         download: whether weights that are missing may be fetched.
@@ -64,6 +71,9 @@ class EditRequest:
     sidecar: bool = False
     device: str = "auto"
     dtype: str = "auto"
+    solver: str = "euler"
+    cache: str = "off"
+    cache_threshold: float | None = None
     memory: str = "auto"
     max_memory: str | None = None
     attention: str = "auto"
@@ -88,6 +98,17 @@ class EditRequest:
             raise UsageError(f"--steps must be at least 1, not {self.steps}", "50 is the released default")
         if not 0 <= self.seed < 2**64:
             raise UsageError(f"--seed must be from 0 to 2**64 - 1, not {self.seed}", "any such number will do")
+        for option, value, known in (
+            ("solver", self.solver, SOLVERS),
+            ("cache", self.cache, CACHES),
+            ("attention", self.attention, ATTENTIONS),
+        ):
+            if value not in known:
+                raise UsageError(f"unknown --{option}: '{value}'", f"use one of {', '.join(known)}")
+        if self.cache_threshold is not None and self.cache == "off":
+            raise UsageError("--cache-threshold needs --cache", "say which step cache")
+        if self.cache_threshold is not None and not (math.isfinite(self.cache_threshold) and self.cache_threshold >= 0):
+            raise UsageError(f"--cache-threshold is a number from 0, not {self.cache_threshold}", "0 skips nothing")
         check_level(self.memory)
         if self.max_memory is not None:
             parse_bytes(self.max_memory)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from kiwi_cli.errors import UsageError
+from kiwi_cli.request import ATTENTIONS, CACHES, SOLVERS
 from kiwi_cli.tasks import HINTS
 from kiwi_cli.variants import complete_names
 
@@ -362,6 +363,7 @@ Memory = Annotated[
     str,
     typer.Option(
         "--memory",
+        metavar="LEVEL",
         help="What stays on the device: auto, resident, release, swap, stream; or tiled, which is not exact.",
         envvar="KIWI_MEMORY",
         rich_help_panel=MODEL,
@@ -383,19 +385,49 @@ Attention = Annotated[
     str,
     typer.Option(
         "--attention",
+        metavar="KERNEL",
         help="Attention kernel: auto, sdpa, cudnn, flash, flash3; or sage, which is not exact.",
         envvar="KIWI_ATTENTION",
         rich_help_panel=MODEL,
-        autocompletion=choices("auto", "sdpa", "cudnn", "flash", "flash3", "sage"),
+        autocompletion=choices(*ATTENTIONS),
     ),
 ]
 Compile = Annotated[
     bool,
-    typer.Option(
+    flag(
         "--compile",
         help="Compile the transformer's blocks: a minute once, then faster steps.",
         envvar="KIWI_COMPILE",
         rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+Solver = Annotated[
+    str,
+    typer.Option(
+        "--solver",
+        help="euler as released; or unipc, which needs fewer steps and is not exact.",
+        envvar="KIWI_SOLVER",
+        rich_help_panel=RUN,
+        autocompletion=choices(*SOLVERS),
+    ),
+]
+Cache = Annotated[
+    str,
+    typer.Option(
+        "--cache",
+        help="Skip steps that would change little: off, first-block, easy or sea. Not exact.",
+        envvar="KIWI_CACHE",
+        rich_help_panel=RUN,
+        autocompletion=choices(*CACHES),
+    ),
+]
+CacheThreshold = Annotated[
+    float | None,
+    typer.Option(
+        "--cache-threshold",
+        help="How much the step cache may skip; its own default, 0 skips nothing.",
+        rich_help_panel=RUN,
         show_default=False,
     ),
 ]

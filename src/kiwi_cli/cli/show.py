@@ -12,7 +12,7 @@ from kiwi_cli.cli import app, options
 from kiwi_cli.console import Console
 from kiwi_cli.errors import UsageError
 
-LABEL = 13  # columns
+LABEL = 17  # columns
 INPUTS = "The inputs"
 UNSAID = ("format", "typed", "raw", "input", "references", "loras", "mask", "checkpoint", "max_frames")
 
@@ -92,6 +92,15 @@ def rerun(
             autocompletion=options.choices(*options.DTYPES),
         ),
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            metavar="LEVEL",
+            help="Another memory level; all but tiled give the same result.",
+            rich_help_panel=options.MODEL,
+        ),
+    ] = None,
     to: Annotated[
         Path | None,
         typer.Option(
@@ -144,6 +153,7 @@ def rerun(
         "model": model,
         "loras": tuple(loras) or None,
         "dtype": dtype,
+        "memory": memory,
         "codec": codec,
         "quality": quality,
     }

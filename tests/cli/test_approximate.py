@@ -1,0 +1,71 @@
+"""Modes that are not exact say so: on the terminal, in the JSON object and in the file; a rerun takes them over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kiwi_cli.caches import KINDS
+from kiwi_cli.memory import LEVELS
+from kiwi_cli.request import ATTENTIONS, CACHES, SOLVERS
+
+from ..conftest import CHECKPOINT, ROOT
+from .terminal import inside
+
+EDIT = ("edit", ROOT / "examples/reference.png", "in red", "--model", CHECKPOINT, "--size", "64x64", "--steps", "12")
+
+
+def test_the_words_of_the_command_line_are_the_librarys() -> None:
+    from kiwi_cli import attention, sampling
+
+    assert ("off", *(kind for kind in KINDS if kind != "mag")) == CACHES  # mag wants ratios: Python only
+    assert SOLVERS == sampling.SOLVERS
+    assert ("auto", *attention.BACKENDS) == ATTENTIONS
+    assert LEVELS[-1] == "tiled"
+
+
+def test_an_exact_edit_says_nothing_of_the_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = inside(capsys, *EDIT, "-o", tmp_path / "out.png", "--json")
+    assert code == 0, err
+    assert json.loads(out)["approximations"] == [] and "NOT exact" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--solver", "unipc"), "unipc"),
+        (("--cache", "easy", "--cache-threshold", "0.5"), "step cache easy"),
+        (("--memory", "tiled"), "blended tiles"),
+    ],
+)
+def test_an_approximate_edit_says_so_everywhere(
+    options: tuple[str, ...], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.png"
+    code, stdout, err = inside(capsys, *EDIT, *options, "-o", out, "--json")
+    assert code == 0, err
+    data = json.loads(stdout)
+    assert any(words in line and "NOT exact" in line for line in data["approximations"])
+    assert "NOT exact" in err
+    assert data["settings"][options[0].removeprefix("--")] == options[1]
+    again = tmp_path / "again.png"
+    code, stdout, err = inside(capsys, "rerun", out, "-o", again, "--json", "-q")
+    assert code == 0, err
+    assert json.loads(stdout)["approximations"] == data["approximations"]
+    assert again.read_bytes()[:8] == out.read_bytes()[:8]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--solver", "magic"), "'magic'"),
+        (("--cache", "mag"), "'mag'"),
+        (("--cache-threshold", "0.1"), "needs --cache"),
+        (("--cache", "easy", "--cache-threshold", "-1"), "-1"),
+    ],
+)
+def test_words_that_are_none(options: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = inside(capsys, *EDIT, *options)
+    assert code == 2 and words in err and out == ""
