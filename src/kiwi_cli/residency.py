@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from diffusers.hooks import apply_group_offloading
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kiwi_cli.memory import (
     INSTRUCTION,
@@ -232,5 +233,13 @@ def count_work(pipe: KiwiPipeline, frames: np.ndarray, references: int, inputs: 
     )
 
 
+def stored_bytes(tensor: torch.Tensor) -> int:
+    """Bytes a tensor takes. A quantised one says the precision it stands for: its parts are counted."""
+    if is_traceable_wrapper_subclass(tensor):
+        parts, _ = tensor.__tensor_flatten__()
+        return sum(stored_bytes(getattr(tensor, part)) for part in parts)
+    return tensor.numel() * tensor.element_size()
+
+
 def _bytes(module: nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for _, tensor in tensors_of(module))
+    return sum(stored_bytes(tensor) for _, tensor in tensors_of(module))
