@@ -70,6 +70,8 @@ def describe(
         "quality": request.quality,
         "sound": request.sound,
         "allow_truncated": request.allow_truncated,
+        "memory": request.memory,
+        "attention": request.attention,
         "compile": request.compile,
         "dtype": dtype,
         "device": device,
@@ -212,6 +214,8 @@ def request_from(settings: dict[str, Any], base: Path) -> EditRequest:
             quality=settings["quality"],
             sound=settings["sound"],
             allow_truncated=settings["allow_truncated"],
+            memory=settings["memory"],
+            attention=settings["attention"],
             compile=settings["compile"],
             dtype=settings["dtype"],
         )
