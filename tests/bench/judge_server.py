@@ -31,7 +31,7 @@ class Service:
         faults: for questions: a status, (status, headers), 'hang', 'cut', 'broken json', 'no choices', 'malformed',
             'partial', 'bold', 'empty', or 'model NAME' (another model answers).
         upload_faults: for uploads: a status or 'failed' (never becomes active).
-        paid: question -> times it was carried out. refused: with whatever status.
+        paid: question -> times it was carried out. bodies, media: as they came, and sha256 of the files in order.
         model: the version that says it answered; None is the one asked for.
         pace: seconds an answer takes. polls: before an upload is active.
     """
@@ -41,6 +41,7 @@ class Service:
     upload_faults: list[Any] = field(default_factory=list)
     paid: Counter[str] = field(default_factory=Counter)
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    media: list[list[str]] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     deleted: list[str] = field(default_factory=list)
@@ -192,7 +193,7 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(*fault)
             return None
         if fault == "hang":
-            time.sleep(2.5)
+            time.sleep(3.5)
             self.close_connection = True
             return None
         if fault == "cut":
@@ -205,6 +206,7 @@ class Handler(BaseHTTPRequestHandler):
             self.service.paid[question(rubric, media)] += 1
             if self.service.keep_bodies:
                 self.service.bodies.append(body)
+                self.service.media.append(media)
             self.service.busy += 1
             self.service.most_busy = max(self.service.most_busy, self.service.busy)
         time.sleep(self.service.pace)

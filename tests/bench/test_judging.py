@@ -12,11 +12,13 @@ import pytest
 
 from kiwi_cli.bench import runs, scores
 from kiwi_cli.bench.journal import read_lines
+from kiwi_cli.bench.judges.base import hash_media
 from kiwi_cli.bench.protocols import find_protocol
 
 from . import miniature
 from .conftest import Kiwi, edited_run, start_process
 from .judge_server import KEY, Service, expected_scores, names_in
+from .test_rubrics import SCRIPT
 
 pytest.importorskip("google.genai", reason="needs google-genai: pip install 'kiwi-cli[judge-gemini]'")
 pytest.importorskip("openai", reason="needs openai: pip install 'kiwi-cli[judge-openai]'")
@@ -26,7 +28,7 @@ def judge(service: Service, folder: Path, *more: Any, benchmark: str = "openve")
     backend = () if "--judge" in more else ("--judge-url", service.url)
     return (
         *("bench", benchmark, "--stage", "judge", "--out", folder, *backend),
-        *("--retry-wait", "0.02", "--judge-timeout", "1", *more),
+        *("--retry-wait", "0.02", "--judge-timeout", "2", *more),
     )
 
 
@@ -47,18 +49,14 @@ def test_gemini_gets_the_rubric_as_system_instruction_and_original_then_edit(
     assert data["scored"] == data["answers"] == 8 == service.total and not data["failures"]
     assert (data["input_tokens"], data["output_tokens"]) == (8000, 8 * 150)
     assert "million tokens in" in err and "dollars at list price" in err
-    hashes = {name: miniature_hash(openve_run, name) for name in ("source", "edited")}
     for body in service.bodies:
         parts = body["contents"][0]["parts"]
         assert len(body["contents"]) == 1 and [list(part) for part in parts] == [["fileData"], ["fileData"]]
         assert body["systemInstruction"]["parts"][0]["text"].startswith("You compare two video clips")
         assert "temperature" not in body.get("generationConfig", {})
-    assert len(hashes["source"]) == len(hashes["edited"]) == 8
+    wanted = [[hash_media(openve_run.source(item)), hash_media(openve_run.edited(item))] for item in openve_run.items]
+    assert sorted(service.media) == sorted(wanted)
     assert not service.files and len(service.deleted) == 16  # every upload is deleted again
-
-
-def miniature_hash(run: runs.Run, what: str) -> set[bytes]:
-    return {getattr(run, what)(item).read_bytes() for item in run.items}
 
 
 def test_every_score_says_who_gave_it(kiwi: Kiwi, service: Service, openve_run: runs.Run) -> None:
@@ -240,12 +238,34 @@ def test_the_reference_comes_first(kiwi: Kiwi, service: Service, tmp_path: Path,
     run = edited_run(tmp_path / "run", "refvie", refvie_data)
     assert kiwi(*judge(service, run.folder, benchmark="refvie"), "--concurrency", 1)[0] == 0
     assert all(len(body["contents"][0]["parts"]) == 3 for body in service.bodies)
-    assert service.total == 3
+    wanted = [
+        [hash_media(path) for path in (run.reference(i), run.source(i), run.edited(i)) if path] for i in run.items
+    ]
+    assert service.media == wanted and service.total == 3
     names = {line["category"]: list(line["scores"]) for line in answers(run)}
     assert names == {
         "subject": ["Likeness", "Steadiness", "Integration"],
         "background": ["Backdrop", "Cut-out", "Harmony"],
     }
+
+
+def test_the_openve_protocol_puts_the_rubric_first(
+    kiwi: Kiwi, service: Service, openve_run: runs.Run, tmp_path: Path
+) -> None:
+    script = tmp_path / "rubrics.py"
+    script.write_text(SCRIPT)
+    types = [word for name in ("global_style", "local_add") for word in ("--category", name)]
+    more = ("--protocol", "openve", "--rubrics", script, *types)
+    service.faults = ["malformed"] * 4  # of five tries
+    assert kiwi(*judge(service, openve_run.folder), "--concurrency", 1, *more)[0] == 0
+    assert service.total == 6
+    for body in service.bodies:
+        parts = body["contents"][0]["parts"]
+        assert [next(iter(part)) for part in parts] == ["text", "fileData", "fileData"]
+        assert "systemInstruction" not in body and body["generationConfig"]["temperature"] == 0.7
+        assert body["contents"][0]["role"] == "user" and "Did It" in parts[0]["text"]
+    line = answers(openve_run)[-1]
+    assert line["asked"] == "gemini-2.5-pro-preview-05-06" and line["temperature"] == 0.7
 
 
 def test_pictures_are_judged(kiwi: Kiwi, service: Service, tmp_path: Path, imgedit_data: Path) -> None:

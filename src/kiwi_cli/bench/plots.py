@@ -56,7 +56,7 @@ def radar(title: str, axes: Sequence[str], rows: Sequence[tuple[str, Sequence[fl
     """One closed line for each row, an axis for each name from 1 in the middle to 5; '' below three axes."""
     if len(axes) < 3 or not rows:
         return ""
-    width, centre_x, centre_y, radius = 860, 300, 220, 150
+    width, centre_x, centre_y, radius = 960, 300, 220, 150
     height = max(420, 60 + 24 * len(rows))
 
     def point(axis: int, value: float) -> tuple[float, float]:
