@@ -17,7 +17,7 @@ demo: $(VENV)/.installed  ## edit examples/clip.mp4 with the small checkpoint, o
 	@echo "The result is at $(CURDIR)/demo.mp4"
 
 test: $(VENV)/.installed  ## the fast tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 lint: $(VENV)/.installed  ## style and types
 	$(BIN)/ruff check .
