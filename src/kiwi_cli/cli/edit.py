@@ -42,6 +42,7 @@ def edit(
     dtype: options.Dtype = "auto",
     memory: options.Memory = "auto",
     max_memory: options.MaxMemory = None,
+    quantize: options.Quantize = "as-stored",
     attention: options.Attention = "auto",
     compile: options.Compile = False,
     output: options.Output = None,
@@ -109,6 +110,7 @@ def ref_edit(
     dtype: options.Dtype = "auto",
     memory: options.Memory = "auto",
     max_memory: options.MaxMemory = None,
+    quantize: options.Quantize = "as-stored",
     attention: options.Attention = "auto",
     compile: options.Compile = False,
     output: options.Output = None,
@@ -163,6 +165,9 @@ def perform(arguments: dict[str, Any]) -> None:
 
 def carry_out(request: EditRequest, console: Console, dry_run: bool) -> None:
     """Plan an edit, say what is not as it was, and do it or only show it."""
+    if not dry_run and request.input.exists():
+        console.note(f"reading '{request.input}'")  # before the imports, which take longer than a person expects
+
     from kiwi_cli import job
 
     work = job.plan(request)
