@@ -172,6 +172,7 @@ def run(
         report("load", 0, 1)
         pipe = load(work)
         applied = apply_loras(work, pipe, console)
+        tune(pipe, request, console)
         report("load", 1, 1)
     seconds = {"load": time.perf_counter() - loading}
     dtype = str(pipe.compute_dtype).removeprefix("torch.")
@@ -297,25 +298,37 @@ def prepare(work: EditPlan, console: Console | None = None) -> EditPlan:
 
 def load(work: EditPlan) -> KiwiPipeline:
     """The plan's model on its device."""
-    from kiwi_cli.attention import choose_attention, set_attention
-    from kiwi_cli.compilation import compile_model
+    from kiwi_cli.attention import choose_attention
     from kiwi_cli.devices import choose_device
     from kiwi_cli.pipeline import KiwiPipeline
 
     request = work.request
     assert work.model is not None
-    team = parallel.join(request.device) if parallel.team_size() > 1 else None
-    device = team.device if team else request.device
-    attention = choose_attention(request.attention, choose_device(device))
-    pipe = KiwiPipeline.from_pretrained(
+    device = parallel.join(request.device).device if parallel.team_size() > 1 else request.device
+    choose_attention(request.attention, choose_device(device))  # before anything is read
+    return KiwiPipeline.from_pretrained(
         str(work.model), device, request.dtype, memory=request.memory, max_memory=request.max_memory
     )
-    set_attention(pipe.transformer, attention)
-    if team:
-        parallel.share(pipe.transformer, team)
+
+
+def tune(pipe: KiwiPipeline, request: EditRequest, console: Console | None = None) -> None:
+    """What is done to a loaded model for memory and speed, in the only order that works: weights, kernels, graphs,
+    then the hooks of several processes."""
+    from kiwi_cli.attention import choose_attention, set_attention
+
+    if request.quantize != "as-stored":
+        from kiwi_cli.quantize import quantize
+
+        line = quantize(pipe, request.quantize)
+        if console:
+            console.note(line)
+    set_attention(pipe.transformer, choose_attention(request.attention, pipe.device))
     if request.compile:
+        from kiwi_cli.compilation import compile_model
+
         compile_model(pipe.transformer)
-    return pipe
+    if parallel.team_size() > 1:
+        parallel.share(pipe.transformer, parallel.join(request.device))
 
 
 def apply_loras(work: EditPlan, pipe: KiwiPipeline, console: Console | None = None) -> Sequence[lora.Applied]:

@@ -16,6 +16,7 @@ MAX_FRAMES = 81
 # As sampling.py and caches.py have them, which need torch. Step cache `mag` wants measured ratios: Python only.
 SOLVERS = ("euler", "unipc")
 CACHES = ("off", "first-block", "easy", "sea")
+WEIGHTS = ("as-stored", "int8", "fp8", "fp8-storage")
 ATTENTIONS = ("auto", "sdpa", "cudnn", "flash", "flash3", "sage")
 
 
@@ -39,7 +40,7 @@ class EditRequest:
         sheet: a contact sheet is written. sidecar: the settings are also written beside the output.
         solver: of the schedule. cache: step cache; cache_threshold: None is its own default.
         memory, max_memory: what is on the device when, as `KiwiPipeline.manage`.
-        attention: kernel. compile: the transformer's blocks are compiled.
+        quantize: weights in 8 bits. attention: kernel. compile: the transformer's blocks are compiled.
         download: whether weights that are missing may be fetched.
     """
 
@@ -76,6 +77,7 @@ class EditRequest:
     cache_threshold: float | None = None
     memory: str = "auto"
     max_memory: str | None = None
+    quantize: str = "as-stored"
     attention: str = "auto"
     compile: bool = False
     download: bool = True
@@ -101,6 +103,7 @@ class EditRequest:
         for option, value, known in (
             ("solver", self.solver, SOLVERS),
             ("cache", self.cache, CACHES),
+            ("quantize", self.quantize, WEIGHTS),
             ("attention", self.attention, ATTENTIONS),
         ):
             if value not in known:

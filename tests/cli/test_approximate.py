@@ -9,7 +9,7 @@ import pytest
 
 from kiwi_cli.caches import KINDS
 from kiwi_cli.memory import LEVELS
-from kiwi_cli.request import ATTENTIONS, CACHES, SOLVERS
+from kiwi_cli.request import ATTENTIONS, CACHES, SOLVERS, WEIGHTS
 
 from ..conftest import CHECKPOINT, ROOT
 from .terminal import inside
@@ -18,11 +18,12 @@ EDIT = ("edit", ROOT / "examples/reference.png", "in red", "--model", CHECKPOINT
 
 
 def test_the_words_of_the_command_line_are_the_librarys() -> None:
-    from kiwi_cli import attention, sampling
+    from kiwi_cli import attention, quantize, sampling
 
     assert ("off", *(kind for kind in KINDS if kind != "mag")) == CACHES  # mag wants ratios: Python only
     assert SOLVERS == sampling.SOLVERS
     assert ("auto", *attention.BACKENDS) == ATTENTIONS
+    assert ("as-stored", *quantize.MODES) == WEIGHTS
     assert LEVELS[-1] == "tiled"
 
 
@@ -38,6 +39,7 @@ def test_an_exact_edit_says_nothing_of_the_kind(tmp_path: Path, capsys: pytest.C
         (("--solver", "unipc"), "unipc"),
         (("--cache", "easy", "--cache-threshold", "0.5"), "step cache easy"),
         (("--memory", "tiled"), "blended tiles"),
+        (("--quantize", "fp8-storage"), "fp8-storage weights"),
     ],
 )
 def test_an_approximate_edit_says_so_everywhere(
@@ -61,6 +63,7 @@ def test_an_approximate_edit_says_so_everywhere(
     ("options", "words"),
     [
         (("--solver", "magic"), "'magic'"),
+        (("--quantize", "int3"), "'int3'"),
         (("--cache", "mag"), "'mag'"),
         (("--cache-threshold", "0.1"), "needs --cache"),
         (("--cache", "easy", "--cache-threshold", "-1"), "-1"),

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from kiwi_cli.errors import UsageError
-from kiwi_cli.request import ATTENTIONS, CACHES, SOLVERS
+from kiwi_cli.request import ATTENTIONS, CACHES, SOLVERS, WEIGHTS
 from kiwi_cli.tasks import HINTS
 from kiwi_cli.variants import complete_names
 
@@ -429,5 +429,15 @@ CacheThreshold = Annotated[
         help="How much the step cache may skip; its own default, 0 skips nothing.",
         rich_help_panel=RUN,
         show_default=False,
+    ),
+]
+Quantize = Annotated[
+    str,
+    typer.Option(
+        "--quantize",
+        help="Weights in 8 bits, which is not exact: int8, fp8 (both need the extra 'quantize') or fp8-storage.",
+        envvar="KIWI_QUANTIZE",
+        rich_help_panel=MODEL,
+        autocompletion=choices(*WEIGHTS),
     ),
 ]
