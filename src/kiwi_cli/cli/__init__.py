@@ -67,7 +67,7 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TORCH_LOGS", "-all")  # torch sets its loggers' levels by this when it is imported
     warnings.simplefilter("ignore")
-    for name in ("torch", "torchao"):
+    for name in ("torch.utils._pytree", "torchao"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
