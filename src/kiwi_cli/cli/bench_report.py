@@ -51,8 +51,6 @@ def report(
     from kiwi_cli.bench.report import names_of
     from kiwi_cli.bench.runs import open_run
 
-    if compare is not None:
-        compare, folders = _pair(compare, folders)
     paths = list(dict.fromkeys(path.resolve() for path in [*folders, *(compare or ())]))
     if not paths:
         raise UsageError("no run given", "name the folders of runs, or --compare A B")
@@ -62,16 +60,6 @@ def report(
     runs = [open_run(path) for path in paths]
     pair = (open_run(compare[0]), open_run(compare[1])) if compare is not None else None
     write_and_show(runs, out or runs[0].folder / "report", console, cap, pair, embed)
-
-
-def _pair(given: tuple[Path, Path], folders: list[Path]) -> tuple[tuple[Path, Path], list[Path]]:
-    """The two runs of `--compare A B`. The option of that name of `kiwi edit` may stand without a value, and what
-    puts in its 'side' does so here as well: the second run is then the first of the arguments."""
-    if str(given[0]) != "side" or given[0].exists():
-        return given, folders
-    if len(folders) != 1:
-        raise UsageError("--compare takes two runs, and no others beside them", "name two: --compare A B")
-    return (given[1], folders[0]), []
 
 
 def write_and_show(

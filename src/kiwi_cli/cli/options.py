@@ -348,7 +348,10 @@ Verbose = Annotated[
 
 
 def expand(arguments: list[str]) -> list[str]:
-    """Give `--compare` without a value its value, 'side'; Typer has no options whose value may be left out."""
+    """Give `--compare` of the edits without a value its value, 'side'; Typer has no options whose value may be left
+    out. Another command's option of that name is left alone."""
+    if not arguments or arguments[0] not in ("edit", "ref-edit", "rerun"):
+        return arguments
     expanded: list[str] = []
     for position, argument in enumerate(arguments):
         if argument == "--":
