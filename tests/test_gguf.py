@@ -114,11 +114,13 @@ def test_another_models_file_is_refused_and_nothing_changes(tmp_path: Path, weig
     expected = edit(pipe)
     less = {name: value for name, value in weights.items() if "blocks.2." not in name}
     wider = {**weights, "blocks.0.ffn.net.2.weight": torch.zeros(48, 192)}
+    coarser = {**weights, "patch_embedding.weight": torch.zeros(48, 48, 1, 2, 4)}
     deeper = {**weights, "blocks.3.ffn.net.2.bias": torch.zeros(48)}
     strange = {**weights, "double_blocks.0.img_attn.qkv.weight": torch.zeros(32, 32)}
     for tensors, words in (
         (less, "lacks"),
         (wider, "not \\(48, 96\\)"),
+        (coarser, "'patch_embedding.weight' is"),
         (deeper, "blocks.3"),
         (strange, "double_blocks"),
     ):
