@@ -86,8 +86,9 @@ Kiwi = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def kiwi(capsys: pytest.CaptureFixture[str]) -> Kiwi:
+def kiwi(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Kiwi:
     """The command line without a new process: (exit code, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "160")  # tables as wide as their text, wherever the tests run
 
     def run(*arguments: Any) -> tuple[int, str, str]:
         from kiwi_cli.cli import run
