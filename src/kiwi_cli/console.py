@@ -7,9 +7,11 @@ Progress and notes go to stderr, as an animation on a terminal and as a plain li
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -75,19 +77,29 @@ class Console:
             yield PlainStages(self, labels)
             return
         from rich.console import Console as RichConsole
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-        from rich.progress import TimeRemainingColumn as TimeLeft
+        from rich.progress import Progress
 
-        columns = (
-            TextColumn("{task.description:<22}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeLeft(),
-        )
-        with Progress(*columns, console=RichConsole(stderr=True)) as progress:
+        with Progress(*_columns(), console=RichConsole(stderr=True)) as progress:
             yield RichStages(progress, labels)
+
+
+def _columns() -> tuple[Any, ...]:
+    """The label, the bar, the count where there is something to count, and the time it took or will take."""
+    from rich.progress import BarColumn, ProgressColumn, TextColumn
+    from rich.text import Text
+
+    class Count(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            counted = task.total is not None and task.total > 1
+            return Text(f"{task.completed:.0f}/{task.total:.0f}" if counted else "", justify="right")
+
+    class Time(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            took = format_seconds((task.finished_time if task.finished else task.elapsed) or 0.0)
+            left = None if task.finished else task.time_remaining
+            return Text(took if left is None else f"{took}, {format_seconds(left)} left")
+
+    return TextColumn("{task.description:<21}"), BarColumn(24), Count(), Time()
 
 
 class Stages:
@@ -141,8 +153,10 @@ class RichStages(Stages):
 
     def show(self, stage: str, done: int, total: int, elapsed: float) -> None:
         if stage not in self.tasks:
-            self.tasks[stage] = self.progress.add_task(self.labels.get(stage, stage), total=total)
-        self.progress.update(self.tasks[stage], completed=done, total=total)
+            self.tasks[stage] = self.progress.add_task(self.labels.get(stage, stage), total=None)
+        # A stage in one piece has a bar that moves until it is done: there is nothing to count.
+        known = total > 1 or done >= total
+        self.progress.update(self.tasks[stage], completed=done, total=total if known else None)
 
 
 def format_seconds(seconds: float) -> str:
@@ -155,6 +169,22 @@ def format_seconds(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def aligned(rows: Iterable[tuple[str, Any]], label: int) -> str:
+    """Labels and values in two columns; on a terminal, values are wrapped at its width below themselves.
+
+    Args:
+        label: width of the first column.
+    """
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    lines = []
+    for name, value in rows:
+        text = f"{name:<{label}}{value}"
+        if width > 2 * label and len(text) > width:
+            text = textwrap.fill(text, width, subsequent_indent=" " * label, break_on_hyphens=False)
+        lines.append(text)
+    return "\n".join(lines)
 
 
 def count(number: int, noun: str) -> str:

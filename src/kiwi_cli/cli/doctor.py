@@ -7,7 +7,7 @@ from dataclasses import asdict
 import typer
 
 from kiwi_cli.cli import app, options
-from kiwi_cli.console import Console
+from kiwi_cli.console import Console, aligned
 from kiwi_cli.errors import EXIT_FAILED
 
 MARKS = {"ok": "ok", "warning": "!", "failed": "FAILED"}
@@ -32,12 +32,12 @@ def doctor(as_json: options.AsJson = False) -> None:
 
     access = Access()
     found = checks.examine({variant.name: state(variant, access) for variant in VARIANTS})
-    lines = []
     width = max(len(check.name) for check in found) + 2
+    rows = []
     for check in found:
-        lines.append(f"{MARKS[check.state]:<8}{check.name:<{width}}{check.text}")
-        if check.hint:
-            lines.append(f"{'':<8}{'':<{width}}{check.hint}")
+        rows.append((f"{MARKS[check.state]:<8}{check.name}", check.text))
+        rows += [("", check.hint)] if check.hint else []
+    lines = [aligned(rows, 8 + width)]
     good = checks.usable(found)
     lines.append("kiwi edit can run here" if good else "kiwi edit cannot run here as it is")
     Console(as_json=as_json).result("\n".join(lines), {"usable": good, "checks": [asdict(check) for check in found]})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kiwi_cli import estimate, machine
-from kiwi_cli.console import count, format_bytes, format_seconds
+from kiwi_cli.console import aligned, count, format_bytes, format_seconds
 from kiwi_cli.job import EditPlan, changes
 from kiwi_cli.variants import find_variant
 from kiwi_cli.video import container_of, padded_frame_count
@@ -39,7 +39,7 @@ def text(work: EditPlan) -> str:
         *((f"{kind}", f"'{path}'") for kind, path in work.extras.items()),
         *(("note", notice) for notice in work.notices if notice not in said),
     ]
-    return "\n".join(f"{label:<{LABEL}}{value}" for label, value in rows)
+    return aligned(rows, LABEL)
 
 
 def data(work: EditPlan) -> dict[str, Any]:
@@ -158,7 +158,11 @@ def _time(place: str, rate: tuple[float, estimate.Recorded] | None) -> str:
 
 
 def _tflop(number: float) -> str:
-    return f"{number:,.0f} TFLOP" if number >= 10 else f"{number:.3g} TFLOP"
+    for unit in ("TFLOP", "GFLOP"):
+        if number >= 1:
+            return f"{number:,.0f} {unit}" if number >= 10 else f"{number:.1f} {unit}"
+        number *= 1000
+    return f"{number:.3g} MFLOP"
 
 
 def _written(work: EditPlan) -> str:

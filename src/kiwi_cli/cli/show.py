@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from kiwi_cli.cli import app, options
-from kiwi_cli.console import Console
+from kiwi_cli.console import Console, aligned
 from kiwi_cli.errors import UsageError
 
 LABEL = 17  # columns
@@ -182,14 +182,15 @@ def rerun(
 def text(settings: dict[str, Any]) -> str:
     """Settings for reading, a line each; what was left as it is by default is left out."""
     rows: list[tuple[str, Any]] = []
+    unsaid = UNSAID if settings.get("mask") else (*UNSAID, "feather")
     for name, value in settings.items():
-        if name not in UNSAID and value is not None and value is not False:
+        if name not in unsaid and value is not None and value is not False:
             rows.append((name.replace("_", " "), value))
     rows.insert(1, ("input", _file(settings.get("input"))))
     rows += [("reference", _file(entry)) for entry in settings.get("references", [])]
     rows += [("mask", _file(settings["mask"]))] if settings.get("mask") else []
     rows += [("lora", f"{entry['source']} x {entry['weight']:g}") for entry in settings.get("loras", [])]
-    return "\n".join(f"{label:<{LABEL}}{value}" for label, value in rows)
+    return aligned(rows, LABEL)
 
 
 def _file(entry: Any) -> str:
