@@ -82,7 +82,7 @@ def measure(source: Path, output: Path, **options: object) -> dict[str, float]:
     return json.loads(done.stdout)
 
 
-def first_word(arguments: list[str], repeats: int = 7) -> float:
+def first_word(arguments: list[str], repeats: int = 9) -> float:
     """Seconds until a command's first line on stderr or stdout, median."""
     times = []
     for _ in range(repeats):
