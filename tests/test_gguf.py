@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from kiwi_cli.gguf_weights import load_gguf
 from kiwi_cli.residency import Residency, weigh
 from kiwi_cli.weights.keys import original_dit_key
 
-from .conftest import CHECKPOINT, random_frames, relative_error
+from .cli.terminal import inside
+from .conftest import CHECKPOINT, ROOT, random_frames, relative_error
 
 gguf = pytest.importorskip("gguf", reason="needs the extra 'gguf'")
 CPU = torch.device("cpu")
@@ -148,3 +150,19 @@ def test_what_cannot_be_done_is_refused(tmp_path: Path, weights: Any, monkeypatc
     with pytest.raises(UsageError, match="gguf") as error:
         load_gguf(small(), path)
     assert "kiwi-cli[gguf]" in error.value.hint
+
+
+def test_edit_takes_a_gguf_file_and_a_rerun_knows_it(
+    tmp_path: Path, weights: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "small.gguf", weights)
+    source = ROOT / "examples/reference.png"
+    call = ("edit", source, "in red", "--model", CHECKPOINT, "--size", "64x64", "--steps", "2", "--gguf", file)
+    code, out, err = inside(capsys, *call, "-o", tmp_path / "a.png", "--json")
+    assert code == 0, err
+    data = json.loads(out)
+    assert any("GGUF" in line and "NOT exact" in line for line in data["approximations"])
+    assert inside(capsys, "rerun", tmp_path / "a.png", "-o", tmp_path / "b.png", "-q")[0] == 0
+    file.write_bytes(file.read_bytes() + b"\0")
+    code, _, err = inside(capsys, "rerun", tmp_path / "a.png", "-o", tmp_path / "c.png", "-q")
+    assert code == 1 and "GGUF file has changed" in err

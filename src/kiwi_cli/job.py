@@ -133,6 +133,8 @@ def plan(request: EditRequest) -> EditPlan:
         open_reference(path)
     model, parameters, commit = find_model(request)
     find_loras(request)
+    if request.gguf is not None and not request.gguf.is_file():
+        raise UsageError(f"GGUF file not found: '{request.gguf}'", "pass an existing .gguf file")
     work = EditPlan(request, clip, span, size, output, model, parameters, (), mask, extras, commit)
     notices = [*clip.notices, *span.notices, *changes(work)]
     notices += (_open_writer(work, output)).notices
@@ -314,15 +316,23 @@ def load(work: EditPlan) -> KiwiPipeline:
 def tune(pipe: KiwiPipeline, request: EditRequest, console: Console | None = None) -> None:
     """What is done to a loaded model for memory and speed, in the only order that works: weights, kernels, graphs,
     then the hooks of several processes."""
-    from kiwi_cli.attention import choose_attention, set_attention
+    from kiwi_cli.attention import APPROXIMATE, choose_attention, set_attention
 
+    if request.gguf is not None:
+        from kiwi_cli.gguf_weights import load_gguf
+
+        load_gguf(pipe, request.gguf)
     if request.quantize != "as-stored":
         from kiwi_cli.quantize import quantize
 
-        line = quantize(pipe, request.quantize)
-        if console:
+        quantize(pipe, request.quantize)
+    kernel = choose_attention(request.attention, pipe.device)
+    set_attention(pipe.transformer, kernel)
+    if kernel in APPROXIMATE:
+        pipe.alterations.append(f"attention {kernel}: NOT exact, computed in 8 bits")
+    if console is not None:
+        for line in pipe.alterations:
             console.note(line)
-    set_attention(pipe.transformer, choose_attention(request.attention, pipe.device))
     if request.compile:
         from kiwi_cli.compilation import compile_model
 

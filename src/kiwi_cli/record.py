@@ -71,6 +71,7 @@ def describe(
         "sound": request.sound,
         "allow_truncated": request.allow_truncated,
         "memory": request.memory,
+        "gguf": _file(request.gguf, base) if request.gguf is not None else None,
         "quantize": request.quantize,
         "attention": request.attention,
         "compile": request.compile,
@@ -216,6 +217,7 @@ def request_from(settings: dict[str, Any], base: Path) -> EditRequest:
             sound=settings["sound"],
             allow_truncated=settings["allow_truncated"],
             memory=settings["memory"],
+            gguf=_found(settings["gguf"]["path"], base) if settings["gguf"] else None,
             quantize=settings["quantize"],
             attention=settings["attention"],
             compile=settings["compile"],
@@ -242,6 +244,8 @@ def check_unchanged(settings: dict[str, Any], request: EditRequest, base: Path) 
     mask = settings["mask"]
     if mask is not None and mask["sha256"] is not None and request.mask == was.mask:
         _check(Path(str(request.mask)), mask["sha256"], "mask", "--mask PATH")
+    if request.gguf is not None and request.gguf == was.gguf:
+        _check(request.gguf, settings["gguf"]["sha256"], "GGUF file", "--gguf FILE")
     if request.loras == was.loras:
         for entry in settings["loras"]:
             path = Path(_model(entry["source"], base))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kiwi_cli.errors import UsageError
 from kiwi_cli.memory import check_level, parse_bytes
+from kiwi_cli.parallel import team_size
 from kiwi_cli.tasks import final_instruction
 
 MAX_FRAMES = 81
@@ -16,6 +17,7 @@ MAX_FRAMES = 81
 # As sampling.py and caches.py have them, which need torch. Step cache `mag` wants measured ratios: Python only.
 SOLVERS = ("euler", "unipc")
 CACHES = ("off", "first-block", "easy", "sea")
+BLOCK_CACHES = ("first-block", "sea")  # they decide inside the blocks, which neither graphs nor several GPUs allow
 WEIGHTS = ("as-stored", "int8", "fp8", "fp8-storage")
 ATTENTIONS = ("auto", "sdpa", "cudnn", "flash", "flash3", "sage")
 
@@ -40,7 +42,8 @@ class EditRequest:
         sheet: a contact sheet is written. sidecar: the settings are also written beside the output.
         solver: of the schedule. cache: step cache; cache_threshold: None is its own default.
         memory, max_memory: what is on the device when, as `KiwiPipeline.manage`.
-        quantize: weights in 8 bits. attention: kernel. compile: the transformer's blocks are compiled.
+        gguf: a file that the transformer's weights come from instead. quantize: weights in 8 bits.
+        attention: kernel. compile: the transformer's blocks are compiled.
         download: whether weights that are missing may be fetched.
     """
 
@@ -77,6 +80,7 @@ class EditRequest:
     cache_threshold: float | None = None
     memory: str = "auto"
     max_memory: str | None = None
+    gguf: Path | None = None
     quantize: str = "as-stored"
     attention: str = "auto"
     compile: bool = False
@@ -112,6 +116,15 @@ class EditRequest:
             raise UsageError("--cache-threshold needs --cache", "say which step cache")
         if self.cache_threshold is not None and not (math.isfinite(self.cache_threshold) and self.cache_threshold >= 0):
             raise UsageError(f"--cache-threshold is a number from 0, not {self.cache_threshold}", "0 skips nothing")
+        for option, clash, why in (
+            ("--gguf", self.gguf and self.loras, "--lora: its differences would be replaced"),
+            ("--gguf", self.gguf and self.quantize != "as-stored", "--quantize: it brings its own format"),
+            ("--compile", self.compile and self.quantize == "fp8-storage", "--quantize fp8-storage"),
+            ("--compile", self.compile and self.cache in BLOCK_CACHES, f"--cache {self.cache}; easy does"),
+            ("torchrun", team_size() > 1 and self.cache in BLOCK_CACHES, f"--cache {self.cache}; easy does"),
+        ):
+            if clash:
+                raise UsageError(f"{option} does not go together with {why}", "leave one of them out")
         check_level(self.memory)
         if self.max_memory is not None:
             parse_bytes(self.max_memory)

@@ -64,6 +64,10 @@ def test_an_approximate_edit_says_so_everywhere(
     [
         (("--solver", "magic"), "'magic'"),
         (("--quantize", "int3"), "'int3'"),
+        (("--gguf", "none.gguf"), "'none.gguf'"),
+        (("--gguf", "x.gguf", "--lora", "y.safetensors"), "--gguf does not go together with --lora"),
+        (("--compile", "--quantize", "fp8-storage"), "--compile does not go together"),
+        (("--compile", "--cache", "sea"), "--compile does not go together"),
         (("--cache", "mag"), "'mag'"),
         (("--cache-threshold", "0.1"), "needs --cache"),
         (("--cache", "easy", "--cache-threshold", "-1"), "-1"),

@@ -444,3 +444,14 @@ Quantize = Annotated[
         autocompletion=choices(*WEIGHTS),
     ),
 ]
+Gguf = Annotated[
+    Path | None,
+    typer.Option(
+        "--gguf",
+        metavar="FILE",
+        help="Take the transformer's weights from a GGUF file, which is not exact; needs the extra 'gguf'.",
+        readable=False,
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]

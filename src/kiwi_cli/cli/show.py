@@ -14,7 +14,7 @@ from kiwi_cli.errors import UsageError
 
 LABEL = 17  # columns
 INPUTS = "The inputs"
-UNSAID = ("format", "typed", "raw", "input", "references", "loras", "mask", "checkpoint", "max_frames")
+UNSAID = ("format", "typed", "raw", "input", "references", "loras", "gguf", "mask", "checkpoint", "max_frames")
 
 Result = Annotated[
     Path, typer.Argument(metavar="OUTPUT", help="A result of kiwi, or its sidecar (.json).", show_default=False)
@@ -189,6 +189,8 @@ def text(settings: dict[str, Any]) -> str:
     rows.insert(1, ("input", _file(settings.get("input"))))
     rows += [("reference", _file(entry)) for entry in settings.get("references", [])]
     rows += [("mask", _file(settings["mask"]))] if settings.get("mask") else []
+    if settings.get("gguf"):
+        rows.append(("gguf", f"'{settings['gguf']['path']}'"))
     rows += [("lora", f"{entry['source']} x {entry['weight']:g}") for entry in settings.get("loras", [])]
     return aligned(rows, LABEL)
 
