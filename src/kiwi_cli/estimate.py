@@ -99,10 +99,10 @@ class Estimate:
     held: memory.Weights
     work: memory.Work
 
-    def plan(self, room: int) -> memory.Plan | None:
-        """How `room` bytes on the device would be used; None when they are too few."""
+    def plan(self, room: int, level: str = "auto") -> memory.Plan | None:
+        """How `room` bytes on the device would be used, at any level or that one; None when they are too few."""
         try:
-            return memory.plan(self.held, self.work, room)
+            return memory.plan(self.held, self.work, room, level)
         except DeviceError:
             return None
 

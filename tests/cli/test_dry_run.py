@@ -97,6 +97,9 @@ def test_a_recorded_rate_gives_a_time(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert estimate.seconds(found, "another") is None
     _, out, _ = inside(capsys, "edit", CLIP, "x", *FAST, "--dry-run")
     assert "on NVIDIA Test GPU 80GB (estimate, from a test)" in out and "30.0 GB free: resident" in out
+    more = ("--memory", "swap", "--max-memory", "12GB", "--quantize", "int8")
+    _, out, _ = inside(capsys, "edit", CLIP, "x", *FAST, "--dry-run", *more)
+    assert "12.0 GB free: swap" in out and "before --quantize" in out
 
 
 def test_more_of_anything_takes_more() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from kiwi_cli import estimate, machine
 from kiwi_cli.console import aligned, count, format_bytes, format_seconds
 from kiwi_cli.job import EditPlan, changes
+from kiwi_cli.memory import parse_bytes
 from kiwi_cli.variants import find_variant
 from kiwi_cli.video import container_of, padded_frame_count
 
@@ -141,14 +142,19 @@ def _model(work: EditPlan) -> str:
 
 def _memory(work: EditPlan, found: estimate.Estimate, shape_known: bool) -> str:
     label = f"(estimate{'' if shape_known else ', of a 5B model'})"
+    if work.request.quantize != "as-stored":
+        label = label.replace(")", ", before --quantize)")
     cards = machine.gpus()
     if not cards or work.request.device == "cpu":
         has = machine.memory()
         room = f"; this machine has {format_bytes(has[0])}" if has else ""
         return f"{format_bytes(found.levels['resident'])} {label}{room}"
     levels = ", ".join(f"{level} {format_bytes(size)}" for level, size in found.levels.items())
-    fits = found.plan(cards[0].free)
-    return f"{levels} {label}; {format_bytes(cards[0].free)} free: {fits.level if fits else 'too little'}"
+    room = cards[0].free
+    if work.request.max_memory is not None:
+        room = min(room, parse_bytes(work.request.max_memory))
+    fits = found.plan(room, work.request.memory)
+    return f"{levels} {label}; {format_bytes(room)} free: {fits.level if fits else 'too little'}"
 
 
 def _time(place: str, rate: tuple[float, estimate.Recorded] | None) -> str:
