@@ -150,11 +150,11 @@ def _memory(work: EditPlan, found: estimate.Estimate, shape_known: bool) -> str:
         room = f"; this machine has {format_bytes(has[0])}" if has else ""
         return f"{format_bytes(found.levels['resident'])} {label}{room}"
     levels = ", ".join(f"{level} {format_bytes(size)}" for level, size in found.levels.items())
-    room = cards[0].free
+    free = cards[0].free
     if work.request.max_memory is not None:
-        room = min(room, parse_bytes(work.request.max_memory))
-    fits = found.plan(room, work.request.memory)
-    return f"{levels} {label}; {format_bytes(room)} free: {fits.level if fits else 'too little'}"
+        free = min(free, parse_bytes(work.request.max_memory))
+    fits = found.plan(free, work.request.memory)
+    return f"{levels} {label}; {format_bytes(free)} free: {fits.level if fits else 'too little'}"
 
 
 def _time(place: str, rate: tuple[float, estimate.Recorded] | None) -> str:
