@@ -167,8 +167,12 @@ def perform(arguments: dict[str, Any]) -> None:
 
 def carry_out(request: EditRequest, console: Console, dry_run: bool) -> None:
     """Plan an edit, say what is not as it was, and do it or only show it."""
-    if not dry_run and request.input.exists():
-        console.note(f"reading '{request.input}'")  # before the imports, which take longer than a person expects
+    # What needs no library is said before one is imported, which takes longer than a person expects.
+    request.check()
+    if not request.input.exists():
+        raise UsageError(f"input not found: '{request.input}'", "pass the path of a video, a picture or a folder")
+    if not dry_run:
+        console.note(f"reading '{request.input}'")
 
     from kiwi_cli import job
 
