@@ -112,7 +112,7 @@ def test_progress_counts_every_stage_to_its_end(pipe: Any) -> None:
 
 
 def test_bfloat16_agrees_with_float32(pipe: Any) -> None:
-    """bf16 keeps 8 bits (rounding 0.4 %); through three layers and four steps 1 % is measured, 2 % allowed."""
+    """bf16 keeps 8 bits (rounding 0.4 %); 0.3 to 1.4 % is measured, 2 % allowed."""
     half = KiwiPipeline.from_pretrained(str(CHECKPOINT), device="cpu", dtype="bfloat16")
     assert half.transformer.patch_embedding.weight.dtype == torch.bfloat16
     assert half.transformer.blocks[0].scale_shift_table.dtype == torch.float32

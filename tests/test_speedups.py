@@ -78,7 +78,7 @@ def test_blocks_compile_to_one_whole_graph_for_all_layers_steps_and_clips(fresh:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU with a C++ compiler")
 def test_compiled_equals_eager(fresh: Any) -> None:
-    """Fused operations round in another order: 1e-5 is allowed in fp32, 4e-7 is what is measured."""
+    """Fused operations round in another order: 1e-5 is allowed in fp32, 1.1e-7 is measured."""
     torch._dynamo.reset()
     expected = latents(fresh)
     compile_model(fresh.transformer)
