@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +24,7 @@ from kiwi_cli.mllm_inputs import (
     video_pixels,
 )
 
-from .conftest import random_frames
+from .conftest import CHECKPOINT, random_frames
 
 
 @pytest.mark.parametrize(
@@ -85,3 +89,51 @@ def test_modes_follow_frames_and_references(pipe: Any) -> None:
         assert built.mode == "reference"
         assert len(built.image_grid_thw) == 1  # only the first reference reaches the language model
         assert "Use the reference input from last frame." in pipe.tokenizer.decode(built.input_ids[0])
+
+
+@pytest.mark.parametrize(
+    ("least", "shape", "expected"),
+    [
+        (4, (64, 64), (56, 56)),  # 2x2 tokens
+        (4, (64, 96), (56, 84)),
+        (4, (20, 20), (56, 56)),
+        (1, (30, 30), (28, 28)),
+        (9, (64, 64), (84, 84)),
+        (None, (64, 64), (336, 336)),  # a released model: 128 tokens or more
+    ],
+)
+def test_a_model_may_be_shown_less(least: int | None, shape: tuple[int, int], expected: tuple[int, int]) -> None:
+    pixels = video_pixels(random_frames(2, *shape), PixelBounds(min_visual_tokens=least))
+    assert pixels.shape == (2, 3, *expected) and pixels.dtype == torch.uint8
+
+
+def test_the_minimum_holds_for_pictures_too(pipe: Any) -> None:
+    """Of the source in image mode and of the reference, whose largest size is `max_object_token`."""
+    bounds = PixelBounds(max_reference_tokens=16, min_visual_tokens=9)
+    small = replace(pipe.inputs, bounds=bounds)
+    frames, picture = random_frames(1, 40, 40), Image.new("RGB", (30, 30))
+    assert small(frames, "x").image_grid_thw.tolist() == [[1, 6, 6]]
+    assert small(frames, "x", [picture]).image_grid_thw.tolist() == [[1, 6, 6]]
+    assert small(frames, "x", [picture.resize((500, 500))]).image_grid_thw.tolist() == [[1, 8, 8]]
+    assert pipe.inputs(frames, "x").image_grid_thw.tolist() == [[1, 4, 4]]  # 4 tokens, as released
+
+
+@pytest.mark.parametrize("least", [0, -4, 1.5, "4", True])
+def test_a_minimum_that_is_none(least: Any) -> None:
+    with pytest.raises(ValueError, match="min_visual_tokens"):
+        PixelBounds(min_visual_tokens=least)
+
+
+@pytest.mark.parametrize(("setting", "expected"), [({}, None), ({"min_visual_tokens": 4}, 4)])
+def test_the_minimum_comes_from_the_encoders_config(tmp_path: Path, setting: dict[str, int], expected: Any) -> None:
+    """And not from the processor's, whose `min_pixels` says something else."""
+    from kiwi_cli import KiwiPipeline
+
+    folder = tmp_path / "model"
+    shutil.copytree(CHECKPOINT, folder)
+    config = folder / "mllm_encoder/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | setting))
+    pipe = KiwiPipeline.from_pretrained(str(folder), device="cpu", dtype="float32")
+    assert pipe.inputs.bounds.min_visual_tokens == expected
+    grid = pipe.inputs(random_frames(5), "x").video_grid_thw.tolist()
+    assert grid == ([[3, 4, 4]] if expected else [[3, 24, 24]])

@@ -44,6 +44,8 @@ class KiwiInstructionEncoder(ModelMixin, ConfigMixin):
         num_image_queries, num_video_queries, num_ref_queries: learnable queries for each mode.
         max_object_token: largest number of vision tokens of the reference picture.
         max_frames, max_pixels_per_frame: limits on the source frames it is shown.
+        min_visual_tokens: the least number of vision tokens of a frame or picture; None (released models): the
+            constants of `mllm_inputs`, 128 tokens for a frame of a video.
     """
 
     @register_to_config
@@ -58,8 +60,10 @@ class KiwiInstructionEncoder(ModelMixin, ConfigMixin):
         max_object_token: int = 768,
         max_frames: int = 16,
         max_pixels_per_frame: int = 262144,
+        min_visual_tokens: int | None = None,
     ) -> None:
         super().__init__()
+        PixelBounds(max_frames, max_pixels_per_frame, max_object_token, min_visual_tokens)  # refuses what cannot be
         config = Qwen2_5_VLConfig(**qwen_config)
         config.text_config.use_cache = False
         self.qwen = Qwen2_5_VLModel._from_config(config)
@@ -77,7 +81,10 @@ class KiwiInstructionEncoder(ModelMixin, ConfigMixin):
     @property
     def bounds(self) -> PixelBounds:
         """Limits on what the language model is shown."""
-        return PixelBounds(self.config.max_frames, self.config.max_pixels_per_frame, self.config.max_object_token)
+        config = self.config
+        return PixelBounds(
+            config.max_frames, config.max_pixels_per_frame, config.max_object_token, config.min_visual_tokens
+        )
 
     def geometry(self, **colour: Any) -> VisionGeometry:
         """Patch sizes of the vision tower; `mean` and `std` of its input may be given."""

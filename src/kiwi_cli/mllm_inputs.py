@@ -57,11 +57,29 @@ class VisionGeometry:
 
 @dataclass(frozen=True)
 class PixelBounds:
-    """Limits on what the language model is shown, from `mllm_encoder/config.json`."""
+    """Limits on what the language model is shown, from `mllm_encoder/config.json`.
+
+    Attributes:
+        max_frames: of the source. max_frame_area: of each, in pixels.
+        max_reference_tokens: visual tokens of the reference picture, 28x28 pixels each.
+        min_visual_tokens: the least of a frame or picture. None, as in the released models: a frame is sized in
+            steps of 56 pixels with the two areas above. Given: in steps of 28, in one resize.
+    """
 
     max_frames: int = 16
     max_frame_area: int = 262144
     max_reference_tokens: int = 768
+    min_visual_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        least = self.min_visual_tokens
+        if least is not None and (not isinstance(least, int) or isinstance(least, bool) or least < 1):
+            raise ValueError(f"min_visual_tokens is {least!r}, not a number of tokens from 1")
+
+    @property
+    def min_picture_area(self) -> int:
+        """Least area in pixels of a source picture or a reference."""
+        return IMAGE_MIN_AREA if self.min_visual_tokens is None else self.min_visual_tokens * IMAGE_MULTIPLE**2
 
 
 @dataclass
@@ -149,7 +167,7 @@ class InputBuilder:
         return int(self.tokenizer.convert_tokens_to_ids(token))
 
     def _picture(self, image: Image.Image, max_area: int) -> torch.Tensor:
-        width, height = smart_size(*image.size, IMAGE_MULTIPLE, IMAGE_MIN_AREA, max_area)
+        width, height = smart_size(*image.size, IMAGE_MULTIPLE, self.bounds.min_picture_area, max_area)
         return as_tensor(image.resize((width, height), Image.Resampling.BICUBIC))[None]
 
     def _tokenize(
@@ -210,18 +228,23 @@ def video_pixels(frames: np.ndarray, bounds: PixelBounds) -> torch.Tensor:
     """The frames the language model sees: (F, H, W, 3) uint8 -> (f, 3, h, w) uint8, f at most 16.
 
     Two resizes, as the released code does them: each frame by PIL, then, where that left too few pixels, the
-    stack by torch's antialiased bicubic.
+    stack by torch's antialiased bicubic. A model with a minimum of its own (`min_visual_tokens`) needs the first
+    alone.
     """
     count = len(frames)
     if count > bounds.max_frames:
         picks = np.linspace(0, count - 1, bounds.max_frames).round().astype(int)
         frames = frames[picks]
     height, width = frames.shape[1:3]
-    size = smart_size(width, height, FRAME_MULTIPLE, FRAME_MIN_AREA, bounds.max_frame_area)
+    if bounds.min_visual_tokens is None:
+        multiple, min_area, stack_min_area = FRAME_MULTIPLE, FRAME_MIN_AREA, VIDEO_MIN_AREA
+    else:
+        multiple, min_area, stack_min_area = VIDEO_MULTIPLE, bounds.min_picture_area, 0
+    size = smart_size(width, height, multiple, min_area, bounds.max_frame_area)
     resized = [Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC) for frame in frames]
     stack = torch.stack([as_tensor(image) for image in resized])
-    if size[0] * size[1] < VIDEO_MIN_AREA:
-        width, height = smart_size(*size, VIDEO_MULTIPLE, VIDEO_MIN_AREA, IMAGE_MAX_AREA)
+    if size[0] * size[1] < stack_min_area:
+        width, height = smart_size(*size, VIDEO_MULTIPLE, stack_min_area, IMAGE_MAX_AREA)
         # In fp32 and rounded; torch's own kernel for bytes differs in one value of five.
         floats = torch.nn.functional.interpolate(
             stack.to(torch.float32), (height, width), mode="bicubic", antialias=True
