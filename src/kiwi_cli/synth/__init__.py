@@ -1,0 +1,1 @@
+"""Procedural clips with exact truth: scenes, their edits, and the words for them. numpy and PIL only."""
