@@ -193,13 +193,11 @@ ADD = _wordings(
         "draw",
         "paint",
     ),
-    tuple(
-        template
-        for verb in ("add", "put", "place")
-        for template in (
-            f"{verb} one {{object}} in the {{place}}",
-            f"in the {{place}} of the picture, {verb} a {{object}}",
-        )
+    _cross(
+        ("* one {object} in the {place}", "in the {place} of the picture, * a {object}"),
+        "add",
+        "put",
+        "place",
     ),
     (
         "{object} in the {place}",
