@@ -1,0 +1,174 @@
+"""`kiwi data synth`: rows to train and test with, made by procedure, with exact truth."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from kiwi_cli.cli.options import AsJson, Overwrite, Quiet, choices
+from kiwi_cli.console import Console, count, format_bytes
+from kiwi_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from kiwi_cli.synth.wordings import Split
+    from kiwi_cli.synth.writer import Settings, TableFormat
+
+FORMATS = ("csv", "json", "jsonl")
+WORDINGS = ("seen", "held-out", "both")
+GRID = 32  # pixels: training floors the sides to multiples of it
+
+CLIPS, ROWS = "The clips", "The rows"
+
+
+def synth(
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="A folder that is not there yet.", show_default=False, readable=False)
+    ],
+    rows: Annotated[
+        int,
+        typer.Option("--count", metavar="N", help="How many rows.", show_default=False, rich_help_panel=ROWS),
+    ],
+    kinds: Annotated[
+        list[str],
+        typer.Option(
+            "--kinds",
+            metavar="KINDS",
+            help="Kinds of edits, with commas between: black-and-white, sepia, night, snow, negative, pencil, "
+            "posterise, background, change, remove, add, reference-background, reference-subject. Default: all.",
+            rich_help_panel=ROWS,
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006 (Typer wants a list; it is not changed)
+    size: Annotated[
+        str, typer.Option("--size", metavar="WxH", help="Pixels, 32 to 4096 a side.", rich_help_panel=CLIPS)
+    ] = "64x64",
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            "--frames",
+            metavar="N",
+            help="Frames of a clip: 1, 5, 9, ... 4k+1. Default: 5; 1 with --images.",
+            rich_help_panel=CLIPS,
+            show_default=False,
+        ),
+    ] = None,
+    fps: Annotated[float, typer.Option("--fps", metavar="RATE", help="Frames a second.", rich_help_panel=CLIPS)] = 24.0,
+    images: Annotated[
+        bool,
+        typer.Option("--images", help="PNG pictures instead of clips, of one frame each.", rich_help_panel=CLIPS),
+    ] = False,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", help="The same seed makes the same bytes.", rich_help_panel=ROWS)
+    ] = 0,
+    held_out: Annotated[
+        bool,
+        typer.Option(
+            "--held-out",
+            help="For tests: textures and colours that no other row has, and both sorts of wordings in turn.",
+            rich_help_panel=ROWS,
+        ),
+    ] = False,
+    wordings: Annotated[
+        str | None,
+        typer.Option(
+            "--wordings",
+            metavar="SPLIT",
+            help="seen (for training), held-out or both. Default: seen; both with --held-out.",
+            autocompletion=choices(*WORDINGS),
+            rich_help_panel=ROWS,
+            show_default=False,
+        ),
+    ] = None,
+    table_format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="Of the table: csv, json or jsonl.",
+            autocompletion=choices(*FORMATS),
+            rich_help_panel=ROWS,
+        ),
+    ] = "csv",
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make synthetic rows: source clip, instruction, edited clip, reference picture and mask.
+
+    Shapes move over textured grounds; each is edited by one of 13 kinds, with exact truth. The table has the columns
+    of your own data: src_video, tgt_video, prompt, ref_image, and mask, kind, wording_split.
+
+    Examples:
+
+      kiwi data synth rows --count 1000
+
+      kiwi data synth styles --count 500 --kinds night,snow,sepia --size 128x96 --frames 17
+
+      kiwi data synth test-rows --count 260 --held-out --format jsonl
+    """
+    width, height = _size(size)
+    if table_format not in FORMATS:
+        raise UsageError(f"unknown format '{table_format}'", f"use one of {', '.join(FORMATS)}")
+    if wordings not in (None, *WORDINGS):
+        raise UsageError(f"unknown wordings '{wordings}'", f"use one of {', '.join(WORDINGS)}")
+    from kiwi_cli.synth import writer
+    from kiwi_cli.synth.wordings import KINDS, SPLITS
+
+    splits = SPLITS if wordings == "both" or (wordings is None and held_out) else (cast("Split", wordings or "seen"),)
+    settings = writer.Settings(
+        rows,
+        kinds=tuple(kind.strip() for text in kinds for kind in text.split(",")) or KINDS,
+        width=width,
+        height=height,
+        frames=(1 if images else 5) if frames is None else frames,
+        fps=fps,
+        seed=seed,
+        held_out=held_out,
+        splits=splits,
+        images=images,
+    )
+    writer.check_folder(out, overwrite)
+    console = Console(quiet=quiet, as_json=as_json)
+    _warn(console, settings)
+    with console.stages({"rows": "Making rows"}) as stages:
+        written = writer.write_rows(
+            out,
+            settings,
+            cast("TableFormat", table_format),
+            overwrite,
+            lambda done, total: stages("rows", done, total),
+        )
+    console.note(f"{count(written.rows, 'row')} of {count(len(written.kinds), 'kind')}, {format_bytes(written.bytes)}")
+    console.result(
+        str(written.table),
+        {
+            "output": str(written.folder),
+            "table": str(written.table),
+            "rows": written.rows,
+            "kinds": written.kinds,
+            "bytes": written.bytes,
+            "seconds": round(stages.seconds["rows"], 3),
+        },
+    )
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"\s*(\d{1,6})\s*[x×]\s*(\d{1,6})\s*", text)
+    if match is None:
+        raise UsageError(f"not a size: '{text}'", "write it as WIDTHxHEIGHT, such as 64x64")
+    return int(match[1]), int(match[2])
+
+
+def _warn(console: Console, settings: Settings) -> None:
+    floored = tuple(side // GRID * GRID for side in (settings.width, settings.height))
+    if floored != (settings.width, settings.height):
+        console.note(
+            f"{settings.width}x{settings.height} is not in multiples of {GRID}: training takes the middle, at "
+            f"{floored[0]}x{floored[1]}"
+        )
+    if settings.count < len(settings.kinds):
+        left = ", ".join(settings.kinds[settings.count :])
+        console.note(f"{count(settings.count, 'row')}: no room for {left}")
