@@ -71,16 +71,17 @@ class Source:
         if self.lora is not None:
             merged = self.files.tensor(self.key).to(torch.float32)
             merged += lora_difference(*self.lora).reshape(merged.shape)
-            yield _bytes(merged.to(torch_dtype(dtype)))
+            yield tensor_bytes(merged.to(torch_dtype(dtype)))
         elif info.dtype == dtype:
             yield from read_pieces(path, info)
         else:
             for piece in read_pieces(path, info):
                 values = torch.frombuffer(bytearray(piece), dtype=torch_dtype(info.dtype))
-                yield _bytes(values.to(torch_dtype(dtype)))
+                yield tensor_bytes(values.to(torch_dtype(dtype)))
 
 
-def _bytes(tensor: Any) -> memoryview:
+def tensor_bytes(tensor: Any) -> memoryview:
+    """The bytes of a tensor on the CPU, without a copy where it lies in one piece."""
     import torch
 
     flat = tensor.contiguous().reshape(-1)

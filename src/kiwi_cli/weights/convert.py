@@ -7,7 +7,7 @@ headers alone: which tensor comes from where, under which name, with which LoRA 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -124,14 +124,27 @@ def _overlay(raw: Raw, part: str, base: Mapping[str, tuple[TensorFiles, str]]) -
     return sources
 
 
+def _is_released(folder: Path) -> bool:
+    return (folder / "model_index.json").is_file()
+
+
+def _released(folder: Path, part: str) -> dict[str, tuple[TensorFiles, str]]:
+    """A part that only a base in the released layout has; nothing of any other."""
+    if not _is_released(folder):
+        return {}
+    files = TensorFiles.open(folder / part, STEM)
+    return {key: (files, key) for key in files.infos}
+
+
 def plan_raw(raw: Raw, qwen: Path, wan: Path, dtype: str = "auto", references_first: bool = False) -> Result:
     """What a raw checkpoint and its base models become.
 
     Args:
         qwen: folder of Qwen2.5-VL as on the Hub, in the old or the new key layout.
-        wan: folder with `transformer/` and `vae/` in the library's format.
+        wan: folder with `transformer/` and `vae/` in the library's format. Either may be a folder in the released
+            layout (what training went on from): then its settings, and what the raw checkpoint lacks, are its too.
         dtype: 'bfloat16', 'float16' or 'float32' for everything; 'auto' keeps each tensor's own, and so loses nothing.
-        references_first: reference tokens before the video's; a raw checkpoint does not say it.
+        references_first: reference tokens before the video's; a raw checkpoint does not say it, a released base does.
 
     Raises:
         CheckpointError: parts that are missing or do not fit each other.
@@ -162,14 +175,15 @@ def plan_raw(raw: Raw, qwen: Path, wan: Path, dtype: str = "auto", references_fi
 
     _plan_vae(result, wan / "vae", stored)
 
-    files = TensorFiles.open(qwen, "model")
+    files = TensorFiles.open(qwen / "mllm_encoder" if _is_released(qwen) else qwen, "model")
     named = {name: (files, key) for key in files.infos if (name := keys.qwen_key(key))}
     result.add("mllm_encoder", "model", _overlay(raw, "qwen", named), stored)
-    _plan_mllm(result, raw, named["model.norm.weight"][0].shapes[named["model.norm.weight"][1]][0], width, stored)
+    hidden = named["model.norm.weight"][0].shapes[named["model.norm.weight"][1]][0]
+    _plan_mllm(result, raw, qwen, hidden, width, stored)
 
     shapes = {"patch_embedding.weight": (width, channels, *patch), "patch_embedding.bias": (width,)}
     for _, part in keys.RAW_EMBEDDERS:
-        sources = _overlay(raw, part, {})
+        sources = _overlay(raw, part, _released(wan, part))
         if not sources:
             result.notes.append(f"the checkpoint has no {part.replace('_', ' ')}; zeros stand in for it")
             sources = {name: Source(None, "", shape) for name, shape in shapes.items()}
@@ -185,41 +199,52 @@ def plan_raw(raw: Raw, qwen: Path, wan: Path, dtype: str = "auto", references_fi
             "dim": width,
             "patch_size": list(patch),
             "zero_init": True,
-            "ref_pad_first": references_first and part == "ref_embedder",
+            "ref_pad_first": part == "ref_embedder" and (references_first or _says_first(wan)),
         }
-    result.configs["scheduler/scheduler_config.json"] = SCHEDULER
-    result.configs["model_index.json"] = MODEL_INDEX
+    for path, config in (("scheduler/scheduler_config.json", SCHEDULER), ("model_index.json", MODEL_INDEX)):
+        result.configs[path] = read_json(wan / path) if _is_released(wan) else config
     _plan_processor(result, qwen)
     return result
 
 
+def _says_first(base: Path) -> bool:
+    config = read_json(base / "ref_embedder/config.json") if _is_released(base) else {}
+    return bool(config.get("ref_pad_first", False))
+
+
 def _plan_vae(result: Result, folder: Path, dtype: str | None) -> None:
     config, files = read_json(folder / "config.json"), TensorFiles.open(folder, STEM)
+    released, rename = released_vae(config)
+    result.configs["vae/config.json"] = released
+    result.add("vae", STEM, {rename(key): Source(files, key, info.shape) for key, info in files.infos.items()}, dtype)
+
+
+def released_vae(config: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[str], str]]:
+    """The library's config of a video autoencoder -> that of the released layout, and how its keys are renamed.
+
+    One that the released layout has no words for (Wan 2.1), or that is in it already, passes unchanged: the loader
+    reads both.
+    """
+    if "base_dim" not in config or not config.get("is_residual"):
+        return dict(config), lambda key: key
     blocks = int(config.get("num_res_blocks", 2))
-    original = "base_dim" in config and config.get("is_residual")
-    if original:  # the released layout: original names, and a config of the training code's
-        decoder = config.get("decoder_base_dim") or config["base_dim"]
-        copied = ("dim_mult", "num_res_blocks", "attn_scales", "temperal_downsample", "dropout")
-        statistics = ("latents_mean", "latents_std")
-        result.configs["vae/config.json"] = {
-            "_class_name": "VAE",
-            "z_dim": config["z_dim"],
-            "dim": config["base_dim"],
-            **{key: config[key] for key in (*copied, *statistics) if key in config},
-            **({} if decoder == RELEASED_DECODER_DIM else {"dec_dim": decoder}),
-            "vae_pth": f"{STEM}.safetensors",
-        }
-    else:  # the loader reads the library's own config and names too
-        result.configs["vae/config.json"] = config
-    sources = {
-        keys.original_vae_key(key, blocks) if original else key: Source(files, key, info.shape)
-        for key, info in files.infos.items()
+    decoder = config.get("decoder_base_dim") or config["base_dim"]
+    copied = ("dim_mult", "num_res_blocks", "attn_scales", "temperal_downsample", "dropout")
+    statistics = ("latents_mean", "latents_std")
+    released = {
+        "_class_name": "VAE",
+        "z_dim": config["z_dim"],
+        "dim": config["base_dim"],
+        **{key: config[key] for key in (*copied, *statistics) if key in config},
+        **({} if decoder == RELEASED_DECODER_DIM else {"dec_dim": decoder}),
+        "vae_pth": f"{STEM}.safetensors",
     }
-    result.add("vae", STEM, sources, dtype)
+    return released, lambda key: keys.original_vae_key(key, blocks)
 
 
-def _plan_mllm(result: Result, raw: Raw, hidden: int, width: int, dtype: str | None) -> None:
-    sources = _overlay(raw, "mllm", {})
+def _plan_mllm(result: Result, raw: Raw, base: Path, hidden: int, width: int, dtype: str | None) -> None:
+    sources = _overlay(raw, "mllm", _released(base, "mllm_encoder"))
+    settings = read_json(base / "mllm_encoder/config.json") if _is_released(base) else MLLM_SETTINGS
     shapes: dict[str, tuple[int, ...]] = {name: (count, hidden) for name, count in QUERIES.items()}
     for connector in ("connector", "ref_connector"):
         shapes[f"{connector}.0.weight"], shapes[f"{connector}.0.bias"] = (width, hidden), (width,)
@@ -235,17 +260,22 @@ def _plan_mllm(result: Result, raw: Raw, hidden: int, width: int, dtype: str | N
                 "convert it with the base models it was trained from",
             )
     result.add("mllm_encoder", STEM, {name: sources[name] for name in shapes}, dtype)
+    sizes: dict[str, int] = {"dit_dim": width, "hidden_size": hidden}
+    sizes |= {f"num_{name}": sources[name].shape[0] for name in QUERIES}
     result.configs["mllm_encoder/config.json"] = {
         "_class_name": "MLLMEncoder",
         "mllm_model_path": ".",
-        "dit_dim": width,
-        "hidden_size": hidden,
-        **{f"num_{name}": sources[name].shape[0] for name in QUERIES},
-        **MLLM_SETTINGS,
+        **sizes,
+        **{key: value for key, value in settings.items() if key not in sizes},
     }
 
 
 def _plan_processor(result: Result, qwen: Path) -> None:
+    if _is_released(qwen):
+        for path in (*RELEASED.required, *RELEASED.optional):
+            if path.startswith(("processor/", "mllm_encoder/generation_config")) and (qwen / path).is_file():
+                result.copies[path] = qwen / path
+        return
     result.copies["processor/qwen_config.json"] = qwen / "config.json"
     for path in (*RELEASED.required, *RELEASED.optional):
         folder, _, name = path.partition("/")

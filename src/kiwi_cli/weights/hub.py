@@ -121,11 +121,15 @@ def missing_error(name: str, repo: str) -> CheckpointError:
 def ensure_base(repo: str, layout: Layout, access: Access, revision: str = "main") -> Path:
     """A base model in its own layout: a folder as it is, a Hub id from the cache or fetched.
 
+    A folder in the released layout stands for any base model: it holds them all.
+
     Raises:
         CheckpointError: a folder that lacks files of the layout; as `ensure`.
     """
     folder = Path(repo).expanduser()
     if folder.is_dir():
+        if (folder / "model_index.json").is_file():
+            layout = RELEASED
         if lacking := layout.missing(folder):
             raise CheckpointError(f"'{repo}' lacks {lacking[0]}", _base_hint(folder))
         return folder

@@ -162,6 +162,33 @@ def raw_key(key: str) -> tuple[RawPart, str] | None:
     return None if name is None or not name.startswith(("model.", "visual.")) else ("qwen", name)
 
 
+RAW_NAMES = (
+    # key of the modules that are trained, raw name; the first that fits
+    ("transformer.", ""),
+    ("source_embedder.", "vae_condition."),
+    ("ref_embedder.", "ref_vae_condition."),
+    ("mllm_encoder.image_queries", "mllm.image_queries.q"),
+    ("mllm_encoder.video_queries", "mllm.video_queries.q"),
+    ("mllm_encoder.ref_queries", "mllm.ref_queries.q"),
+    ("mllm_encoder.connector.", "mllm.connetor."),
+    ("mllm_encoder.ref_connector.", "mllm.ref_connector."),
+    ("mllm_encoder.qwen.", "mllm.model.model."),
+)
+
+
+def to_raw_key(key: str) -> str:
+    """A tensor or module of the modules as they are trained -> its raw name, which `raw_key` reads back.
+
+    Raises:
+        KeyError: it belongs to none of the parts.
+    """
+    for ours, raw in RAW_NAMES:
+        if key.startswith(ours):
+            rest = key.removeprefix(ours)
+            return raw + (original_dit_key(rest) if ours == "transformer." else rest)
+    raise KeyError(key)
+
+
 def qwen_key(key: str) -> str | None:
     """Qwen2.5-VL name in either Hub layout -> released name; None for what the released layout leaves out."""
     if key.startswith(QWEN_DROPPED):

@@ -179,8 +179,16 @@ def write_part(
     return [*(folder / name for name in names), index_path]
 
 
-def write_file(path: Path, entries: Sequence[Entry], advance: Callable[[int], None] = lambda _: None) -> None:
+def write_file(
+    path: Path,
+    entries: Sequence[Entry],
+    advance: Callable[[int], None] = lambda _: None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write one file, one piece of a tensor at a time.
+
+    Args:
+        metadata: further free text for the header.
 
     Raises:
         ValueError: an entry whose pieces are not as many bytes as it said.
@@ -188,7 +196,7 @@ def write_file(path: Path, entries: Sequence[Entry], advance: Callable[[int], No
     """
     # Wide types first, so that every tensor starts at a multiple of its item size and can be mapped.
     ordered = sorted(entries, key=lambda entry: (-ITEM_BYTES[entry.dtype], natural(entry.key)))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     offset = 0
     for entry in ordered:
         header[entry.key] = {
