@@ -1,4 +1,4 @@
-"""A model, data and settings small enough to train hundreds of steps in a test; noise and timestep follow the position."""
+"""A model, data and settings small enough to train hundreds of steps in a test; noise follows the position."""
 
 from __future__ import annotations
 

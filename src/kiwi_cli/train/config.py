@@ -8,21 +8,15 @@ its range are refused with the key, the value and what would do. Nothing heavy i
 
 from __future__ import annotations
 
-import difflib
 import json
-import sys
-import types
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from kiwi_cli.errors import UsageError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from kiwi_cli.train.toml import build, override, read_toml, wrong
 
 STAGES = ("alignment", "instruction", "reference")
 STRATEGIES = ("none", "ddp", "fsdp", "deepspeed")
@@ -69,8 +63,6 @@ class Schedule:
 
     def factor(self, step: int, steps: int) -> float:
         """What the rate is multiplied by in optimiser step `step` (from 0) of `steps`."""
-        import math
-
         if step < self.warm_up:
             return (step + 1) / self.warm_up
         if self.decay == "constant":
@@ -207,17 +199,9 @@ def load_config(path: Path, overrides: Sequence[str] = (), **changes: Any) -> Tr
     Raises:
         UsageError: no such file, not TOML, or as `from_dict`.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise UsageError(f"cannot read '{path}': {reason}", "pass a stage's TOML file, as in recipes/") from None
-    try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"'{path}' is not TOML: {error}", "mend that line") from None
-    for override in overrides:
-        _override(tree, override)
+    tree = read_toml(path)
+    for text in overrides:
+        override(tree, text)
     tree.update({key: value for key, value in changes.items() if value is not None})
     return from_dict(tree)
 
@@ -228,115 +212,9 @@ def from_dict(tree: Mapping[str, Any]) -> TrainConfig:
     Raises:
         UsageError: an unknown key, a value of another type or out of range, a missing key.
     """
-    config = _build(TrainConfig, tree, "")
+    config = build(TrainConfig, tree)
     _check(config)
     return config
-
-
-def _override(tree: dict[str, Any], text: str) -> None:
-    key, equals, value = text.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise UsageError(f"--set takes KEY=VALUE, not '{text}'", "such as --set optimiser.lr=1e-4")
-    place: Any = tree
-    for number, part in enumerate(parts):
-        last = number == len(parts) - 1
-        if isinstance(place, list):
-            if not part.isdigit() or int(part) >= len(place):
-                count = f"0 to {len(place) - 1}" if place else "none"
-                raise UsageError(f"--set {key}: '{part}' is no entry of that list", f"there are entries {count}")
-            if last:
-                place[int(part)] = _value(value)
-            place = place[int(part)]
-        elif isinstance(place, dict):
-            if last:
-                place[part] = _value(value)
-            elif not isinstance(place.get(part), (dict, list)):
-                place[part] = {}
-            place = place[part]
-        else:
-            raise UsageError(f"--set {key}: '{'.'.join(parts[:number])}' has no keys", "give the whole value")
-
-
-def _value(text: str) -> Any:
-    """A TOML value; anything that is none is the text itself."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text.strip()
-
-
-def _build(cls: Any, tree: Any, where: str) -> Any:
-    if not isinstance(tree, Mapping):
-        raise _wrong(where.rstrip("."), tree, f"a table with {', '.join(f.name for f in fields(cls))}")
-    hints = get_type_hints(cls)
-    for key in tree:
-        if key not in hints:
-            _refuse_key(where, str(key), tree[key])
-    values = {key: _typed(hints[key], value, f"{where}{key}") for key, value in tree.items()}
-    for entry in fields(cls):
-        if entry.name not in values and entry.default is MISSING and entry.default_factory is MISSING:
-            raise UsageError(f"'{where}{entry.name}' is missing", f"add it to the file, or --set {where}{entry.name}=")
-    return cls(**values)
-
-
-def _refuse_key(where: str, key: str, value: Any) -> None:
-    known = sorted(known_keys())
-    given = f"{where}{key}"
-    plain = {name: ".".join(part for part in name.split(".") if part != "N") for name in known}
-    leaf = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}
-    near = difflib.get_close_matches(given, list(plain.values()), 1, 0.6) or difflib.get_close_matches(
-        key, leaf, 1, 0.6
-    )
-    hint = f"the nearest is '{leaf.get(near[0], near[0])}'" if near else f"the keys are {', '.join(known)}"
-    raise UsageError(f"unknown key '{given}' (= {value!r})", hint)
-
-
-def known_keys(cls: Any = TrainConfig, where: str = "") -> list[str]:
-    """Every key in dotted form; `N` stands for the number of a list's entry."""
-    keys: list[str] = []
-    for name, hint in get_type_hints(cls).items():
-        inner = get_args(hint)[0] if get_origin(hint) is tuple else hint
-        if is_dataclass(inner):
-            keys += known_keys(inner, f"{where}{name}.{'N.' if inner is not hint else ''}")
-        else:
-            keys.append(f"{where}{name}")
-    return keys
-
-
-def _typed(hint: Any, value: Any, key: str) -> Any:
-    """`value` as `hint` asks for it; a whole number may stand for a fraction, nothing else for anything else."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if is_dataclass(hint):
-        return _build(hint, value, f"{key}.")
-    if origin is Literal:
-        if value not in arguments or isinstance(value, bool):
-            raise _wrong(key, value, f"one of {', '.join(map(str, arguments))}", _nearest(value, arguments))
-        return value
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise _wrong(key, value, "a list")
-        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
-            raise _wrong(key, value, f"a list of {len(arguments)}")
-        kinds: Iterable[Any] = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-        return tuple(_typed(kind, item, f"{key}.{n}") for n, (kind, item) in enumerate(zip(kinds, value, strict=True)))
-    assert origin is not Union and origin is not types.UnionType, "settings have one type each"
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-        raise _wrong(key, value, words[hint])
-    return value
-
-
-def _nearest(value: Any, choices: Sequence[Any]) -> str:
-    near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], 1, 0.5)
-    return f"did you mean '{near[0]}'?" if near else ""
-
-
-def _wrong(key: str, value: Any, wanted: str, hint: str = "") -> UsageError:
-    shown = json.dumps(value, default=str) if not isinstance(value, str) else f"'{value}'"
-    return UsageError(f"'{key}' is {wanted}, not {shown}", hint or f"correct it, or pass --set {key}=...")
 
 
 def _check(config: TrainConfig) -> None:
@@ -358,20 +236,20 @@ def _check(config: TrainConfig) -> None:
     ]
     for key, value, least in at_least:
         if not value >= least:
-            raise _wrong(key, value, f"at least {least:g}")
+            raise wrong(key, value, f"at least {least:g}")
     above = [("optimiser.lr", config.optimiser.lr), ("optimiser.eps", config.optimiser.eps)]
     above += [(f"data.{number}.ratio", source.ratio) for number, source in enumerate(config.data)]
     for key, value in above:
         if not 0 < value < float("inf"):
-            raise _wrong(key, value, "above 0")
+            raise wrong(key, value, "above 0")
     within = [("ema", config.ema), *((f"optimiser.betas.{n}", beta) for n, beta in enumerate(config.optimiser.betas))]
     for key, value in within:
         if not 0 <= value < 1:
-            raise _wrong(key, value, "from 0 to below 1")
+            raise wrong(key, value, "from 0 to below 1")
     if not 0 <= config.schedule.final <= 1:
-        raise _wrong("schedule.final", config.schedule.final, "from 0 to 1")
+        raise wrong("schedule.final", config.schedule.final, "from 0 to 1")
     if config.bucket_batch and config.global_batch % config.bucket_batch:
-        raise _wrong("bucket_batch", config.bucket_batch, f"a divisor of global_batch ({config.global_batch})")
+        raise wrong("bucket_batch", config.bucket_batch, f"a divisor of global_batch ({config.global_batch})")
     names = [source.cache for source in config.data]
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)

@@ -26,17 +26,8 @@ from kiwi_cli.train.ema import Ema
 from kiwi_cli.train.feed import Feed, Plan, Rows
 from kiwi_cli.train.heldout import SEED, HeldOut
 from kiwi_cli.train.launch import all_agree, make_accelerator
-from kiwi_cli.train.state import (
-    State,
-    changed_settings,
-    check_fit,
-    clear_partial,
-    find_latest,
-    optimiser_tensors,
-    read_state,
-    restore_optimiser,
-    save_state,
-)
+from kiwi_cli.train.resume import find_state, restore, save
+from kiwi_cli.train.state import find_latest
 
 Collate = Callable[..., Any]
 """(samples, positions, seed, draws) -> batch, which has `to(device)`."""
@@ -106,8 +97,16 @@ def train(
         CheckpointError: a state of another stage or of a model of another width.
         KiwiError: the loss is no longer finite, or a state could not be saved.
     """
-    run = _Run(config, model, datasets, ratios, held_out or {}, collate, console or Console(quiet=True), device)
-    run.accelerator = accelerator or make_accelerator(config, device)
+    run = _Run(
+        config,
+        model,
+        datasets,
+        ratios,
+        held_out or {},
+        collate,
+        console or Console(quiet=True),
+        accelerator or make_accelerator(config, device),
+    )
     run.begin(resume)
     return run.go(stop or Stop(), preview)
 
@@ -122,14 +121,14 @@ class _Run:
         held_out: Mapping[str, Rows],
         collate: Collate | None,
         console: Console,
-        device: str,
+        accelerator: Accelerator,
     ) -> None:
         if collate is None:
             from kiwi_cli.train.batch import collate as usual
 
             collate = usual
         self.config, self.model, self.datasets, self.ratios, self.console = config, model, datasets, ratios, console
-        self.collate = collate
+        self.collate, self.accelerator = collate, accelerator
         self.out = Path(config.out)
         self.held = HeldOut(held_out, config.validate.rows, config.micro_batch) if config.validate.every else None
         self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
@@ -144,7 +143,7 @@ class _Run:
         self.plan = Plan(
             config, self.datasets, self.ratios, accelerator.process_index, accelerator.num_processes
         )  # before anything is moved: settings that do not come out even end here
-        state = self._find(resume)
+        state = find_state(config, self.parameters, resume, accelerator, self.console)
         for value in self.parameters.values():
             value.data = value.data.to(torch.float32)
         settings = config.optimiser
@@ -159,49 +158,14 @@ class _Run:
         self.wrapped, self.optimiser = accelerator.prepare(self.model, optimiser)
         self.step = 0
         if state is not None:
-            self._restore(state)
+            self.step = state.step
+            restore(state, self.parameters, self.optimiser, accelerator)
         self.ema = Ema(self.parameters, config.ema) if config.ema else None
         if self.ema is not None and state is not None and state.ema:
             self.ema.load(state.ema, state.ema_updates)
         self.metrics = Metrics(self.out, self.step) if accelerator.is_main_process else None
         if config.trackers:
             accelerator.init_trackers(f"kiwi-{config.stage}")
-
-    def _find(self, resume: bool) -> State | None:
-        latest = find_latest(self.out)
-        if not resume:
-            if latest is not None:
-                raise UsageError(
-                    f"'{self.out}' holds a run that is at step {int(latest.name.removeprefix('step-'))}",
-                    "go on with --resume, or choose another --out",
-                )
-            return None
-        first = self.accelerator.is_main_process
-        left = clear_partial(self.out) if first else []
-        if latest is None:
-            self.console.note(f"no state in '{self.out}': beginning at step 0")
-            return None
-        for name in left:
-            self.console.warn(f"a save of '{name}' was cut off; going on from '{latest.name}', the last whole state")
-        state = read_state(latest)
-        check_fit(state, self.config.stage, self.parameters)
-        self.console.note(f"going on from '{latest}'")
-        changes = [line for line in changed_settings(state, self.config.as_dict()) if not line.startswith("out ")]
-        if changes:
-            self.console.warn(f"settings differ from the saved run's: {'; '.join(changes)}")
-        return state
-
-    @torch.no_grad()
-    def _restore(self, state: State) -> None:
-        self.step = state.step
-        for name, value in self.parameters.items():
-            value.copy_(state.weights[name])
-        restore_optimiser(_inner(self.optimiser), self.parameters, state.optimiser)
-        rank = self.accelerator.process_index
-        if f"{rank}.cpu" in state.random:
-            torch.set_rng_state(state.random[f"{rank}.cpu"])
-        if f"{rank}.cuda" in state.random and self.accelerator.device.type == "cuda":
-            torch.cuda.set_rng_state(state.random[f"{rank}.cuda"])
 
     # -- the steps ----------------------------------------------------------------------------------------------
 
@@ -252,10 +216,9 @@ class _Run:
 
     def _optimiser_step(self, batches: Any) -> None:
         config, accelerator = self.config, self.accelerator
-        rate = config.optimiser.lr * config.schedule.factor(self.step, config.steps)
+        self._rate = config.optimiser.lr * config.schedule.factor(self.step, config.steps)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self._rate = rate
+            group["lr"] = self._rate
         for _ in range(self.plan.accumulation):
             batch = next(batches).to(accelerator.device)
             with accelerator.accumulate(self.wrapped):
@@ -337,50 +300,11 @@ class _Run:
         self.console.note(f"step {self.step}: held-out loss {shown}")
         self._since += time.perf_counter() - began  # not the training's time
 
-    # -- the state ------------------------------------------------------------------------------------------------
-
     def _save(self) -> None:
-        """Save the whole state, in the first process; a failure there ends all of them."""
-        accelerator = self.accelerator
         if self._count:
             self._log()  # a state whose loss is not finite is none to go on from
-        random = self._random_state()
-        failure: KiwiError | None = None
-        if accelerator.is_main_process:
-            state = State(
-                step=self.step,
-                stage=self.config.stage,
-                weights={name: value.detach() for name, value in self.parameters.items()},
-                optimiser=optimiser_tensors(_inner(self.optimiser), self.parameters),
-                ema=self.ema.tensors() if self.ema is not None else {},
-                ema_updates=self.ema.updates if self.ema is not None else 0,
-                random=random,
-                config=self.config.as_dict(),
-            )
-            began = time.perf_counter()
-            try:
-                self.result.state = save_state(self.out, state, self.config.save.keep)
-            except KiwiError as error:
-                failure = error
-            self._since += time.perf_counter() - began
-        if not all_agree(accelerator, failure is None):
-            raise failure or KiwiError("the first process could not save the state", "see what it says")
-
-    def _random_state(self) -> dict[str, torch.Tensor]:
-        """Every process's generators, known to the first."""
-        accelerator = self.accelerator
-        mine = {"cpu": torch.get_rng_state()}
-        if accelerator.device.type == "cuda":
-            mine["cuda"] = torch.cuda.get_rng_state()
-        found = {}
-        for kind, value in mine.items():
-            rows = value[None]
-            if accelerator.num_processes > 1:
-                rows = accelerator.gather(rows.to(accelerator.device)).cpu()
-            found |= {f"{rank}.{kind}": row for rank, row in enumerate(rows)}
-        return found
-
-
-def _inner(optimiser: Any) -> torch.optim.Optimizer:
-    """The torch optimiser inside accelerate's."""
-    return getattr(optimiser, "optimizer", optimiser)
+        began = time.perf_counter()
+        self.result.state = save(
+            self.config, self.step, self.parameters, self.optimiser, self.ema, self.accelerator
+        ) or find_latest(self.out)
+        self._since += time.perf_counter() - began

@@ -122,7 +122,8 @@ _NAMES = {torch_dtype(name): name for name in ITEM_BYTES}
 def _entry(key: str, tensor: torch.Tensor) -> Entry:
     def pieces() -> list[memoryview]:
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        return [memoryview(flat.view(torch.uint8).numpy())] if flat.numel() else []
+        values: Any = flat.view(torch.uint8).numpy() if flat.numel() else b""
+        return [memoryview(values)]
 
     return Entry(key, _NAMES[tensor.dtype], tuple(tensor.shape), pieces)
 

@@ -1,0 +1,128 @@
+"""From a run in memory to its state on disk and back: which state to go on from, and what of a run belongs to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from kiwi_cli.console import Console
+from kiwi_cli.errors import KiwiError, UsageError
+from kiwi_cli.train.config import TrainConfig
+from kiwi_cli.train.ema import Ema
+from kiwi_cli.train.launch import all_agree
+from kiwi_cli.train.state import (
+    State,
+    changed_settings,
+    check_fit,
+    clear_partial,
+    find_latest,
+    optimiser_tensors,
+    read_state,
+    restore_optimiser,
+    save_state,
+)
+
+Parameters = Mapping[str, torch.nn.Parameter]
+
+
+def find_state(
+    config: TrainConfig, parameters: Parameters, resume: bool, accelerator: Accelerator, console: Console
+) -> State | None:
+    """The state a run goes on from, checked against the model; None begins anew.
+
+    Raises:
+        UsageError: the folder holds a run already and `resume` was not asked for.
+        CheckpointError: a state that is damaged, of another stage or of a model of another width.
+    """
+    out = Path(config.out)
+    latest = find_latest(out)
+    if not resume:
+        if latest is not None:
+            raise UsageError(
+                f"'{out}' holds a run that is at step {int(latest.name.removeprefix('step-'))}",
+                "go on with --resume, or choose another --out",
+            )
+        return None
+    left = clear_partial(out) if accelerator.is_main_process else []
+    if latest is None:
+        console.note(f"no state in '{out}': beginning at step 0")
+        return None
+    for name in left:
+        console.warn(f"the save of '{name}' was cut off; going on from '{latest.name}', the last whole state")
+    state = read_state(latest)
+    check_fit(state, config.stage, parameters)
+    console.note(f"going on from '{latest}'")
+    changes = [line for line in changed_settings(state, config.as_dict()) if not line.startswith("out ")]
+    if changes:
+        console.warn(f"settings differ from the saved run's: {'; '.join(changes)}")
+    return state
+
+
+@torch.no_grad()
+def restore(state: State, parameters: Parameters, optimiser: Any, accelerator: Accelerator) -> None:
+    """Put a state's weights, moments and this process's random numbers in place."""
+    for name, value in parameters.items():
+        value.copy_(state.weights[name])
+    restore_optimiser(inner(optimiser), parameters, state.optimiser)
+    rank = accelerator.process_index
+    if f"{rank}.cpu" in state.random:
+        torch.set_rng_state(state.random[f"{rank}.cpu"])
+    if f"{rank}.cuda" in state.random and accelerator.device.type == "cuda":
+        torch.cuda.set_rng_state(state.random[f"{rank}.cuda"])
+
+
+def save(
+    config: TrainConfig, step: int, parameters: Parameters, optimiser: Any, ema: Ema | None, accelerator: Accelerator
+) -> Path | None:
+    """Save the whole state, in the first process; all must call this, and a failure there ends all of them.
+
+    Returns:
+        The state's folder, in the first process.
+
+    Raises:
+        KiwiError: as `save_state`.
+    """
+    random = _random_state(accelerator)
+    failure: KiwiError | None = None
+    folder = None
+    if accelerator.is_main_process:
+        state = State(
+            step=step,
+            stage=config.stage,
+            weights={name: value.detach() for name, value in parameters.items()},
+            optimiser=optimiser_tensors(inner(optimiser), parameters),
+            ema=ema.tensors() if ema is not None else {},
+            ema_updates=ema.updates if ema is not None else 0,
+            random=random,
+            config=config.as_dict(),
+        )
+        try:
+            folder = save_state(Path(config.out), state, config.save.keep)
+        except KiwiError as error:
+            failure = error
+    if not all_agree(accelerator, failure is None):
+        raise failure or KiwiError("the first process could not save the state", "see what it says")
+    return folder
+
+
+def _random_state(accelerator: Accelerator) -> dict[str, torch.Tensor]:
+    """Every process's generators, known to all."""
+    mine = {"cpu": torch.get_rng_state()}
+    if accelerator.device.type == "cuda":
+        mine["cuda"] = torch.cuda.get_rng_state()
+    found: dict[str, torch.Tensor] = {}
+    for kind, value in mine.items():
+        rows: Any = value[None]
+        if accelerator.num_processes > 1:
+            rows = accelerator.gather(rows.to(accelerator.device)).cpu()
+        found |= {f"{rank}.{kind}": row.clone() for rank, row in enumerate(rows)}
+    return found
+
+
+def inner(optimiser: Any) -> torch.optim.Optimizer:
+    """The torch optimiser inside accelerate's."""
+    return getattr(optimiser, "optimizer", optimiser)
