@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ from kiwi_cli.train.shards import INDEX, SHARD_BYTES, CacheError, ShardReader, S
 
 Split = Literal["train", "held_out"]
 Picture = Image.Image | np.ndarray
-Media = TypeVar("Media")
+Work = Callable[[list[Any]], list[torch.Tensor]]
+"""Media of one kind and size -> a tensor each."""
 
 QUEUED_BYTES = 2**30
 """Frames that wait for others of their size; beyond it the longest queue is encoded as it is."""
@@ -189,7 +190,7 @@ def split_rows(rows: list[dict[str, Any]], fraction: float) -> None:
 class _Queue:
     """Work of one kind and size, done together."""
 
-    run: Callable[[list[Any]], list[torch.Tensor]]
+    run: Work
     limit: int
     keys: list[str] = field(default_factory=list)
     media: list[Any] = field(default_factory=list)
@@ -263,8 +264,13 @@ class _Run:
                 self._queue(("latents", clip.shape), batch, encoder.latents, tensors[name], clip)
         if "vision" in missing:
             as_video = item.reference is not None
-            kind = ("vision", source.shape, as_video)
-            self._queue(kind, batch, lambda clips: encoder.vision(clips, as_video), tensors["vision"], source)
+            self._queue(
+                ("vision", source.shape, as_video),
+                batch,
+                lambda clips: encoder.vision(clips, as_video),
+                tensors["vision"],
+                source,
+            )
         if reference is not None:
             height, width = source.shape[1:3]
             if "reference" in missing:
@@ -281,9 +287,7 @@ class _Run:
         if mask is not None:
             self._done([tensors["coverage"]], [encoder.coverage(mask)])
 
-    def _queue(
-        self, kind: Any, limit: int, run: Callable[[list[Any]], list[torch.Tensor]], key: str, media: Any
-    ) -> None:
+    def _queue(self, kind: Any, limit: int, run: Work, key: str, media: Any) -> None:
         if key in self.writer or key in self._queued:
             return
         queue = self._queues.setdefault(kind, _Queue(run, limit))
@@ -331,7 +335,7 @@ class _Run:
         return good
 
 
-def _given(media: Media | Callable[[], Media], what: str) -> Media:
+def _given(media: Any, what: str) -> Any:
     if callable(media):
         raise ValueError(f"a {what} that is loaded when needed has a key of its own")
     return media

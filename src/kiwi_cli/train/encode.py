@@ -222,13 +222,13 @@ def vision_digest(mllm: KiwiInstructionEncoder, inputs: InputBuilder) -> str:
 
 
 def weights_fingerprint(modules: Mapping[str, torch.nn.Module]) -> str:
-    """sha256 of parameters' names, shapes and values, rounded to bf16: the same whatever precision they were loaded in."""
+    """sha256 of parameters' names, shapes and values. They are rounded to bf16, so loading in bf16 or fp32 is the same."""
     found = hashlib.sha256()
     for prefix, module in sorted(modules.items()):
         for name, value in sorted(module.state_dict().items()):
             found.update(f"{prefix}.{name}\0{tuple(value.shape)}\0".encode())
             rounded = value.detach().to(torch.bfloat16).contiguous().cpu().reshape(-1)
-            found.update(memoryview(rounded.view(torch.uint8).numpy()))  # type: ignore[arg-type]
+            found.update(memoryview(rounded.view(torch.uint8).numpy()))
     return found.hexdigest()
 
 

@@ -84,7 +84,7 @@ class Sampler:
         return {name: seen * share / self.sizes[name] for name, share in self.shares.items()}
 
     def describe(self) -> list[str]:
-        """A line for each data set: its rows, its share of the samples and how often a thousand batches go through it."""
+        """A line for each data set: its rows, its share of the samples, and its epochs in a thousand batches."""
         passes = self.epochs(1000)
         return [
             f"{name}: {self.sizes[name]} rows, {100 * share:.4g} % of the samples, "
@@ -153,7 +153,7 @@ class Interleaving:
         return int(self._numbers[position]), int(self._turns[position])
 
     def _extend(self, horizon: int) -> None:
-        # All turns up to a time by which there are more than `horizon`, then cut there: a longer sequence begins so too.
+        # All turns up to a time by which there are more than `horizon`, cut there: a longer sequence begins so too.
         end = horizon + 2 * len(self.weights)
         counts = np.ceil(end * self.weights - 0.5).astype(np.int64).clip(0)
         numbers = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
