@@ -27,6 +27,12 @@ class Rows(Protocol):
         """Its `Bucket`."""
 
 
+def take(rows: Rows, row: int, position: int) -> Any:
+    """The sample of a row. Where a row has several views (of its reference), the position in the run chooses one."""
+    sample = getattr(rows, "sample", None)
+    return rows[row] if sample is None else sample(row, position)
+
+
 class Plan:
     """Which samples a process computes in which step: a function of the settings and the step alone.
 
@@ -101,7 +107,7 @@ class Feed:
         try:
             for step in range(self._start, self._plan.config.steps):
                 for slots in self._plan.micro_batches(step):
-                    samples = [self._datasets[name][row] for _, name, row in slots]
+                    samples = [take(self._datasets[name], row, position) for position, name, row in slots]
                     if not self._put(self._make(samples, [position for position, _, _ in slots])):
                         return
             self._put(None)
