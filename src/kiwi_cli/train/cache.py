@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from kiwi_cli.errors import KiwiError
+from kiwi_cli.errors import DeviceError, KiwiError
 from kiwi_cli.mllm_inputs import check_instruction
 from kiwi_cli.pictures import as_picture
 from kiwi_cli.train.encode import Encoder, content_key, digest
+from kiwi_cli.train.rows import BadRow, check_bad
 from kiwi_cli.train.shards import INDEX, SHARD_BYTES, CacheError, ShardReader, ShardWriter
 
 Split = Literal["train", "held_out"]
@@ -31,8 +32,6 @@ Work = Callable[[list[Any]], list[torch.Tensor]]
 
 QUEUED_BYTES = 2**30
 """Frames that wait for others of their size; beyond it the longest queue is encoded as it is."""
-LISTED = 20
-"""Bad rows that an error lists."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class CacheReport:
 
 def write_cache(
     out: Path,
-    items: Iterable[Item],
+    items: Iterable[Item | BadRow],
     encoder: Encoder,
     *,
     held_out: float = 0.0,
@@ -116,7 +115,7 @@ def write_cache(
         progress: called with the number of items gone through.
 
     Raises:
-        CacheError: too many bad rows, no good ones, or the disk is full; what is encoded is kept.
+        TableError: too many bad rows. CacheError: no rows, or the disk is full. What is encoded is kept.
     """
     reader = ShardReader(out, repair=True)
     run = _Run(ShardWriter(out, reader, shard_bytes), encoder, reference_views)
@@ -126,10 +125,12 @@ def write_cache(
         for number, item in enumerate(items, start=1):
             label = item.label or f"row {number}"
             try:
+                if isinstance(item, BadRow):
+                    raise KiwiError(item.reason)
                 rows.append(run.take(item, label))
+            except (CacheError, DeviceError):
+                raise
             except KiwiError as error:
-                if isinstance(error, CacheError):
-                    raise
                 run.report.bad.append(f"{label}: {error.message}")
                 if total is not None:
                     check_bad(run.report.bad, total, max_bad)
@@ -156,23 +157,6 @@ def write_cache(
     run.report.held_out = sum(row["split"] == "held_out" for row in rows)
     run.report.unused = run.writer.unused({key for row in rows for key in row["tensors"].values()}, prune)
     return run.report
-
-
-def check_bad(bad: list[str], rows: int, max_bad: float) -> None:
-    """Stop when more rows are bad than may be.
-
-    Raises:
-        CacheError: with the rows.
-    """
-    limit = max(1, int(max_bad * rows))
-    if len(bad) <= limit and len(bad) < rows:
-        return
-    more = f"\n  and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
-    listed = "\n  ".join(bad[:LISTED])
-    raise CacheError(
-        f"{len(bad)} bad rows, at most {limit} of {rows} are passed over:\n  {listed}{more}",
-        "mend or remove those rows, or raise --max-bad",
-    )
 
 
 def split_rows(rows: list[dict[str, Any]], fraction: float) -> None:

@@ -10,11 +10,14 @@ what is cached.
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 
 from kiwi_cli.errors import CheckpointError, UsageError
@@ -29,10 +32,16 @@ from kiwi_cli.mllm_inputs import (
     mrope_positions,
 )
 from kiwi_cli.train.batch import Bucket, Prompt, Sample
-from kiwi_cli.train.shards import CacheError, ShardReader, read_index
+from kiwi_cli.train.shards import CacheError, Place, ShardReader, read_index
 
 Grid = tuple[int, int, int]
 """Patches of a vision block in time, height and width."""
+
+Layout = tuple[str, tuple[int, ...]]
+"""Type and shape of a tensor."""
+
+TENSORS = ("target", "source", "vision", "reference", "picture", "coverage")
+"""What a row may have, as `write_cache` names it."""
 
 _KEPT = 4096  # prompts and shapes of prompts that are kept: data sets have many rows with the same words
 
@@ -135,34 +144,37 @@ class CachedRows:
         if weight_strength < 0:
             raise UsageError(f"the weight strength is {weight_strength}", "it is a number from 0; 0 weights nothing")
         index = read_index(folder)
-        self._setup(folder, index, ShardReader(folder), PromptBuilder(inputs), split, weight_strength)
-
-    def _setup(
-        self,
-        folder: Path,
-        index: dict[str, Any],
-        shards: ShardReader,
-        prompts: PromptBuilder,
-        split: str,
-        weight_strength: float,
-    ) -> None:
         self.folder, self.split, self.weight_strength = folder, split, weight_strength
         self.name: str = index["name"]
         self.settings: dict[str, Any] = index["settings"]
-        self._index, self._shards, self._prompts = index, shards, prompts
-        self._rows = [row for row in index["rows"] if row["split"] == split]
+        self._prompts = PromptBuilder(inputs)
+        self._shards = ShardReader(folder)
+        # Columns, not a dict for each row: hundreds of thousands of rows stay small.
+        rows = [row for row in index["rows"] if row["split"] == split]
+        self._texts: list[str] = [row["prompt"] for row in rows]
+        self._kinds: list[str] = [sys.intern(row["kind"]) for row in rows]
+        self._layouts: list[Layout] = []
+        self._places: dict[str, np.ndarray] = {name: np.full((len(rows), 3), -1, np.int64) for name in TENSORS}
+        numbers: dict[Layout, int] = {}
+        for name, places in self._places.items():
+            for number, row in enumerate(rows):
+                if key := row["tensors"].get(name):
+                    place = self._shards.place(key)
+                    layout = numbers.setdefault((place.dtype, place.shape), len(numbers))
+                    places[number] = place.shard, place.start, layout
+        self._layouts = list(numbers)
+        self._shards.where.clear()
         same: dict[Bucket, Bucket] = {}
-        self._buckets = [same.setdefault(bucket, bucket) for bucket in map(self._bucket_of, self._rows)]
+        found = (self._bucket_of(number, row["mode"]) for number, row in enumerate(rows))
+        self._buckets = [same.setdefault(bucket, bucket) for bucket in found]
 
     @cached_property
     def held_out(self) -> CachedRows:
         """The held-out rows of the same cache; there may be none."""
-        other = object.__new__(CachedRows)
-        other._setup(self.folder, self._index, self._shards, self._prompts, "held_out", self.weight_strength)
-        return other
+        return CachedRows(self.folder, self._prompts.inputs, "held_out", self.weight_strength)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._texts)
 
     def __getitem__(self, index: int) -> Sample:
         """The sample with the first view of its reference."""
@@ -177,21 +189,22 @@ class CachedRows:
         Raises:
             CacheError: its tensors are gone.
         """
-        row = self._rows[index]
-        mode, tensors = row["mode"], row["tensors"]
-        blocks = [self._shards.tensor(tensors[name]) for name in ("vision", "picture") if name in tensors]
-        grids = [self._grid(block.shape) for block in blocks]
-        vision = torch.cat([block.flatten(0, 2) for block in blocks]) if len(blocks) > 1 else blocks[0].flatten(0, 2)
-        references = None
-        if mode == "reference":
-            views = self._shards.tensor(tensors["reference"])
-            references = views[view % len(views)]
+        mode = cast("Mode", self._buckets[index].mode)
+        blocks = [block for name in ("vision", "picture") if (block := self._tensor(name, index)) is not None]
+        flat = [block.flatten(0, 2) for block in blocks]
+        target, views = self._tensor("target", index), self._tensor("reference", index)
+        assert target is not None
         return Sample(
-            prompt=self._prompts(mode, row["prompt"], grids, vision),
-            target=self._shards.tensor(tensors["target"]),
-            source=self._shards.tensor(tensors["source"]),
-            references=references,
-            weight=self._weight(tensors.get("coverage")),
+            prompt=self._prompts(
+                mode,
+                self._texts[index],
+                [self._grid(block) for block in blocks],
+                torch.cat(flat) if flat[1:] else flat[0],
+            ),
+            target=target,
+            source=self._tensor("source", index),
+            references=None if views is None else views[view % len(views)],
+            weight=self._weight(self._tensor("coverage", index)),
         )
 
     def bucket(self, index: int) -> Bucket:
@@ -205,11 +218,11 @@ class CachedRows:
 
     def prompt(self, index: int) -> str:
         """The instruction."""
-        return self._rows[index]["prompt"]
+        return self._texts[index]
 
     def kind(self, index: int) -> str:
         """What kind of edit it is; empty where nobody said."""
-        return self._rows[index]["kind"]
+        return self._kinds[index]
 
     def check_model(self, vision: str) -> None:
         """Refuse a cache made with another vision tower.
@@ -226,29 +239,35 @@ class CachedRows:
                 "run `kiwi data cache` with this model and another --out",
             )
 
-    def _weight(self, key: str | None) -> torch.Tensor | None:
-        if key is None or not self.weight_strength:
+    def _place(self, name: str, index: int) -> Place | None:
+        shard, start, layout = self._places[name][index].tolist()
+        return None if shard < 0 else Place(shard, start, *self._layouts[layout])
+
+    def _tensor(self, name: str, index: int) -> torch.Tensor | None:
+        place = self._place(name, index)
+        return None if place is None else self._shards.tensor(place)
+
+    def _weight(self, coverage: torch.Tensor | None) -> torch.Tensor | None:
+        if coverage is None or not self.weight_strength:
             return None
-        weight = 1.0 + self.weight_strength * self._shards.tensor(key)
+        weight = 1.0 + self.weight_strength * coverage
         return weight / weight.mean()
 
-    def _grid(self, shape: Sequence[int]) -> Grid:
+    def _grid(self, block: torch.Tensor) -> Grid:
         merge = self._prompts.inputs.geometry.merge
-        time, height, width = (int(side) for side in shape[:3])
+        time, height, width = block.shape[:3]
         return time, height * merge, width * merge
 
-    def _bucket_of(self, row: dict[str, Any]) -> Bucket:
-        tensors = row["tensors"]
+    def _bucket_of(self, index: int, mode: str) -> Bucket:
+        target, picture = self._place("target", index), self._place("picture", index)
+        views = self._place("reference", index)
         try:
-            _, frames, height, width = self._shards.shape(tensors["target"])
-            tokens = references = 0
-            if row["mode"] == "reference":
-                references = self._shards.shape(tensors["reference"])[2]
-                time, rows, columns = self._shards.shape(tensors["picture"])[:3]
-                tokens = time * rows * columns
-        except (KeyError, ValueError) as error:
+            _, frames, height, width = target.shape if target else ()
+            references = views.shape[2] if views else 0
+            tokens = math.prod(picture.shape[:3]) if picture else 0
+        except (ValueError, IndexError) as error:
             raise CacheError(f"the index of '{self.folder}' is damaged: {error}", "make the cache again") from error
-        return Bucket(row["mode"], frames, height, width, references, tokens)
+        return Bucket(mode, frames, height, width, references, tokens)
 
 
 def model_inputs(folder: Path) -> InputBuilder:

@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageOps
 
 from kiwi_cli import vae as wan_vae
+from kiwi_cli.errors import DeviceError
 from kiwi_cli.frames import check_frames, chunk_frames, to_pixels
 from kiwi_cli.mllm_inputs import InputBuilder
 from kiwi_cli.pictures import as_picture
@@ -35,6 +36,9 @@ BATCH_CLIPS = 64
 """Most clips encoded together: beyond it the time for one stays the same."""
 BATCH_PIXELS = 1280 * 720
 """Pixels of a frame times clips: activations stay those of one 720p clip."""
+
+STRIPS = 4
+"""The autoencoder's high-resolution half works in that many strips once the whole frame did not fit: exact, slower."""
 
 SHRINK = (0.7, 1.0)
 """A reference is shown to the transformer at that fraction of the frame in training, evenly drawn (released recipe)."""
@@ -63,7 +67,7 @@ class Encoder:
         self.frames_per_latent: int = vae.config.scale_factor_temporal
         self.reduction: int = vae.config.scale_factor_spatial
         self.size_multiple = self.reduction * patch
-        self.store = store
+        self.store, self.strips = store, 1
         self._dtype = getattr(torch, store)
         self.settings = self._settings()
 
@@ -120,14 +124,23 @@ class Encoder:
         What `KiwiPipeline.encode_source` computes for each; the last frame is repeated to 4k + 1.
 
         Raises:
-            UsageError: frames that are not of a multiple of the model's size.
+            UsageError: frames that are not of a multiple of the model's size. DeviceError: out of memory.
         """
         for clip in clips:
             check_frames(clip, self.size_multiple)
+        try:
+            latents = self._encoded(clips)
+        except torch.OutOfMemoryError as error:
+            if self.strips == STRIPS:
+                raise _no_room(error) from error
+            self.strips = STRIPS
+            return [latent for clip in clips for latent in self.latents([clip])]
+        return list(latents.to(self._dtype).cpu())
+
+    def _encoded(self, clips: Sequence[np.ndarray]) -> torch.Tensor:
         per_clip = [chunk_frames(clip, self.frames_per_latent) for clip in clips]
         chunks = (torch.cat([to_pixels(frames) for frames in together]) for together in zip(*per_clip, strict=True))
-        latents = torch.cat(list(wan_vae.encode_stream(self.vae, chunks)), dim=2)
-        return list(latents.to(self._dtype).cpu())
+        return torch.cat(list(wan_vae.encode_stream(self.vae, chunks, self.strips)), dim=2)
 
     def reference_views(
         self, pictures: Sequence[Image.Image], width: int, height: int, seeds: Sequence[str], views: int
@@ -177,7 +190,13 @@ class Encoder:
         read = self.mllm.qwen.get_video_features if kind == "video" else self.mllm.qwen.get_image_features
         merge = self.inputs.geometry.merge
         found = []
-        for features, (time, height, width) in zip(read(pixels, grids).pooler_output, grids.tolist(), strict=True):
+        try:
+            per_block = read(pixels, grids).pooler_output
+        except torch.OutOfMemoryError as error:
+            if len(parts) == 1:
+                raise _no_room(error) from error
+            return [features for part in parts for features in self._features(kind, [part])]
+        for features, (time, height, width) in zip(per_block, grids.tolist(), strict=True):
             shaped = features.reshape(time, height // merge, width // merge, -1)
             found.append(shaped.to(self._dtype if self.store == "bfloat16" else shaped.dtype).cpu())
         return found
@@ -198,6 +217,10 @@ class Encoder:
             cells = chunk.reshape(frames, height // step, step, width // step, step)
             found.append(cells.mean((0, 2, 4), dtype=np.float32) * scale)
         return torch.from_numpy(np.stack(found))
+
+
+def _no_room(error: torch.OutOfMemoryError) -> DeviceError:
+    return DeviceError(f"out of memory: {str(error).splitlines()[0]}", "use a smaller --max-pixels, or --device cpu")
 
 
 def shrink_on_white(picture: Image.Image, width: int, height: int, fraction: float) -> Image.Image:
@@ -222,7 +245,7 @@ def vision_digest(mllm: KiwiInstructionEncoder, inputs: InputBuilder) -> str:
 
 
 def weights_fingerprint(modules: Mapping[str, torch.nn.Module]) -> str:
-    """sha256 of parameters' names, shapes and values. They are rounded to bf16, so loading in bf16 or fp32 is the same."""
+    """sha256 of parameters' names, shapes and values, rounded to bf16: loading in bf16 or in fp32 is the same."""
     found = hashlib.sha256()
     for prefix, module in sorted(modules.items()):
         for name, value in sorted(module.state_dict().items()):

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import mmap
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kiwi_cli.console import format_bytes
 from kiwi_cli.errors import CheckpointError, KiwiError
 from kiwi_cli.weights.tensorfile import Entry, TensorInfo, read_header, write_file
 
@@ -59,6 +60,16 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor is: number of its shard, its first byte there, its type and shape."""
+
+    shard: int
+    start: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
 class ShardReader:
     """Tensors by name, from whole shards, mapped into memory.
 
@@ -88,40 +99,34 @@ class ShardReader:
             self.where.update((key, (len(self.paths), info)) for key, info in infos.items())
             self.paths.append(path)
 
-    def __contains__(self, key: str) -> bool:
-        return key in self.where
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of a tensor, without reading it.
+    def place(self, key: str) -> Place:
+        """Where a tensor is.
 
         Raises:
             CacheError: it is not there.
         """
-        return self._find(key)[1].shape
-
-    def tensor(self, key: str) -> torch.Tensor:
-        """One tensor, mapped: its pages are read when it is used. Writing to it changes no file.
-
-        Raises:
-            CacheError: it is not there, or its shard has been deleted.
-        """
-        import torch
-
-        from kiwi_cli.weights.files import torch_dtype
-
-        number, info = self._find(key)
-        dtype = torch_dtype(info.dtype)
-        flat = torch.frombuffer(self._map(number), dtype=dtype, count=info.elements, offset=info.start)
-        return flat.reshape(info.shape)
-
-    def _find(self, key: str) -> tuple[int, TensorInfo]:
         try:
-            return self.where[key]
+            number, info = self.where[key]
         except KeyError:
             raise CacheError(
                 f"the cache '{self.folder}' lacks '{key}', which its index names",
                 "run the same `kiwi data cache` again",
             ) from None
+        return Place(number, info.start, info.dtype, info.shape)
+
+    def tensor(self, place: Place) -> torch.Tensor:
+        """One tensor, mapped: its pages are read when it is used. Writing to it changes no file.
+
+        Raises:
+            CacheError: its shard has been deleted.
+        """
+        import torch
+
+        from kiwi_cli.weights.files import torch_dtype
+
+        count, data = math.prod(place.shape), self._map(place.shard)
+        flat = torch.frombuffer(data, dtype=torch_dtype(place.dtype), count=count, offset=place.start)
+        return flat.reshape(place.shape)
 
     def _map(self, number: int) -> mmap.mmap:
         found = self._maps.pop(number, None)
@@ -251,9 +256,3 @@ def writing(path: Path) -> Iterator[None]:
 def total_bytes(folder: Path) -> int:
     """Bytes of a cache's files."""
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-
-
-def describe_size(folder: Path, rows: Sequence[Any]) -> str:
-    """'1.2 GB, 6.1 kB a row'."""
-    size = total_bytes(folder)
-    return f"{format_bytes(size)}, {format_bytes(size / max(len(rows), 1))} a row"
