@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from kiwi_cli.cli.options import AsJson, Overwrite, Quiet, choices
+from kiwi_cli.cli.options import AsJson, Overwrite, Quiet, choices, flag
 from kiwi_cli.console import Console, count, format_bytes
 from kiwi_cli.errors import UsageError
 
@@ -58,14 +58,14 @@ def synth(
     fps: Annotated[float, typer.Option("--fps", metavar="RATE", help="Frames a second.", rich_help_panel=CLIPS)] = 24.0,
     images: Annotated[
         bool,
-        typer.Option("--images", help="PNG pictures instead of clips, of one frame each.", rich_help_panel=CLIPS),
+        flag("--images", help="PNG pictures instead of clips, of one frame each.", rich_help_panel=CLIPS),
     ] = False,
     seed: Annotated[
         int, typer.Option("--seed", metavar="N", help="The same seed makes the same bytes.", rich_help_panel=ROWS)
     ] = 0,
     held_out: Annotated[
         bool,
-        typer.Option(
+        flag(
             "--held-out",
             help="For tests: textures and colours that no other row has, and both sorts of wordings in turn.",
             rich_help_panel=ROWS,
@@ -98,8 +98,7 @@ def synth(
 ) -> None:
     """Make synthetic rows: source clip, instruction, edited clip, reference picture and mask.
 
-    Shapes move over textured grounds; each is edited by one of 13 kinds, with exact truth. The table has the columns
-    of your own data: src_video, tgt_video, prompt, ref_image, and mask, kind, wording_split.
+    Shapes move over textured grounds; each clip is edited in one of 13 ways, and the truth is exact.
 
     Examples:
 
