@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from kiwi_cli.errors import CheckpointError
+from kiwi_cli.train.sharding import like
 
 
 class Ema:
@@ -75,5 +76,5 @@ class Ema:
                     f"the saved average of '{name}' is {shape}, not {tuple(shadow.shape)}",
                     "resume with the settings the run began with",
                 )
-            shadow.copy_(found)
+            shadow.copy_(like(found, shadow))
         self.updates = updates

@@ -54,7 +54,8 @@ class HeldOut:
             # Every process calls the model equally often: sharded models wait for each other.
             name, rows = self.batches[min(number, len(self.batches) - 1)]
             batch = make([self.datasets[name][row] for row in rows], rows)
-            values = model(batch.to(accelerator.device)).to(torch.float64)
+            with accelerator.autocast():
+                values = model(batch.to(accelerator.device)).to(torch.float64)
             if number < len(self.batches):
                 sums[names.index(name)] += torch.tensor([float(values.sum()), values.numel()], dtype=torch.float64)
         model.train(training)

@@ -14,6 +14,9 @@ from kiwi_cli.train.config import TrainConfig, accumulation
 
 LAUNCH = "torchrun --nproc-per-node N -m kiwi_cli train ..."
 
+BLOCKS = ("WanTransformerBlock", "Qwen2_5_VLDecoderLayer")
+"""Classes whose instances are gathered one at a time when the model is sharded."""
+
 
 def make_accelerator(config: TrainConfig, device: str = "auto") -> Accelerator:
     """An Accelerator that does what the settings say.
@@ -36,6 +39,8 @@ def make_accelerator(config: TrainConfig, device: str = "auto") -> Accelerator:
     _check_trackers(config)
     steps = accumulation(config, processes)
     options: dict[str, Any] = {}
+    if config.strategy == "fsdp":
+        options["fsdp_plugin"] = _sharding(config, device)
     accelerator = Accelerator(
         cpu=device == "cpu",
         mixed_precision="bf16" if config.precision == "bf16" else "no",
@@ -56,6 +61,31 @@ def make_accelerator(config: TrainConfig, device: str = "auto") -> Accelerator:
             f"pass --set strategy={found}, or change the launcher's settings",
         )
     return accelerator
+
+
+def _sharding(config: TrainConfig, device: str) -> Any:
+    """FSDP2, a unit for each block of the transformer and of the language model.
+
+    Weights are gathered in the precision they are held in, trained ones in fp32, and gradients are reduced in fp32:
+    autocast does the bf16, as without FSDP.
+    """
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    if device == "cpu" or not torch.cuda.is_available():
+        raise UsageError("strategy is 'fsdp' and there is no GPU", "use strategy=ddp, which works on the CPU too")
+    if config.validate.preview_every:
+        raise UsageError(
+            "sample edits need whole weights, which no process has with strategy 'fsdp'",
+            "pass --set validate.preview_every=0",
+        )
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=list(BLOCKS),
+        mixed_precision_policy=MixedPrecisionPolicy(cast_forward_inputs=False),
+        cpu_ram_efficient_loading=False,
+    )
 
 
 def _check_trackers(config: TrainConfig) -> None:

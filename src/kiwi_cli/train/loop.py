@@ -27,6 +27,7 @@ from kiwi_cli.train.feed import Feed, Plan, Rows
 from kiwi_cli.train.heldout import SEED, HeldOut
 from kiwi_cli.train.launch import all_agree, make_accelerator
 from kiwi_cli.train.resume import find_state, restore, save
+from kiwi_cli.train.sharding import forget_whole
 from kiwi_cli.train.state import find_latest
 
 Collate = Callable[..., Any]
@@ -156,6 +157,9 @@ class _Run:
         )
         self.model.train()
         self.wrapped, self.optimiser = accelerator.prepare(self.model, optimiser)
+        # Sharded ones are other objects than before, under the same names.
+        named = accelerator.unwrap_model(self.wrapped).named_parameters()
+        self.parameters = {name: value for name, value in named if value.requires_grad}
         self.step = 0
         if state is not None:
             self.step = state.step
@@ -222,7 +226,8 @@ class _Run:
         for _ in range(self.plan.accumulation):
             batch = next(batches).to(accelerator.device)
             with accelerator.accumulate(self.wrapped):
-                loss = self.wrapped(batch).mean()
+                with accelerator.autocast():
+                    loss = self.wrapped(batch).mean()
                 accelerator.backward(loss)  # divided by the number of micro-batches there
                 self._sum += loss.detach()
                 if accelerator.sync_gradients:
@@ -290,6 +295,7 @@ class _Run:
             losses = self.held.losses(
                 model, self.accelerator, lambda samples, rows: self.collate(samples, rows, SEED, self.config.draws)
             )
+        forget_whole(model)
         self.result.held_out.append((self.step, losses))
         if self.metrics is not None:
             self.metrics.add(self.step, held_out=losses)

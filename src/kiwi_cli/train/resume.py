@@ -14,6 +14,7 @@ from kiwi_cli.errors import KiwiError, UsageError
 from kiwi_cli.train.config import TrainConfig
 from kiwi_cli.train.ema import Ema
 from kiwi_cli.train.launch import all_agree
+from kiwi_cli.train.sharding import gather, like
 from kiwi_cli.train.state import (
     State,
     changed_settings,
@@ -66,7 +67,7 @@ def find_state(
 def restore(state: State, parameters: Parameters, optimiser: Any, accelerator: Accelerator) -> None:
     """Put a state's weights, moments and this process's random numbers in place."""
     for name, value in parameters.items():
-        value.copy_(state.weights[name])
+        value.copy_(like(state.weights[name], value))
     restore_optimiser(inner(optimiser), parameters, state.optimiser)
     rank = accelerator.process_index
     if f"{rank}.cpu" in state.random:
@@ -87,15 +88,19 @@ def save(
         KiwiError: as `save_state`.
     """
     random = _random_state(accelerator)
+    first = accelerator.is_main_process
+    weights = gather({name: value.detach() for name, value in parameters.items()}, first)
+    moments = gather(optimiser_tensors(inner(optimiser), parameters), first)
+    average = gather(ema.tensors() if ema is not None else {}, first)
     failure: KiwiError | None = None
     folder = None
-    if accelerator.is_main_process:
+    if first:
         state = State(
             step=step,
             stage=config.stage,
-            weights={name: value.detach() for name, value in parameters.items()},
-            optimiser=optimiser_tensors(inner(optimiser), parameters),
-            ema=ema.tensors() if ema is not None else {},
+            weights=weights,
+            optimiser=moments,
+            ema=average,
             ema_updates=ema.updates if ema is not None else 0,
             random=random,
             config=config.as_dict(),

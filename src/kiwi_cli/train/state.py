@@ -21,6 +21,7 @@ import torch
 
 from kiwi_cli.console import format_bytes
 from kiwi_cli.errors import CheckpointError, KiwiError
+from kiwi_cli.train.sharding import like
 from kiwi_cli.weights.files import torch_dtype
 from kiwi_cli.weights.tensorfile import ITEM_BYTES, Entry, read_header, write_file
 
@@ -285,5 +286,4 @@ def restore_optimiser(
     for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
         parameter = parameters[name]
-        device = "cpu" if entry == "step" else parameter.device
-        optimiser.state[parameter][entry] = value.to(device, copy=True)
+        optimiser.state[parameter][entry] = (value if entry == "step" else like(value, parameter)).clone()
