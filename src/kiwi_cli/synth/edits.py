@@ -142,9 +142,11 @@ def _foreground(scene: Scene) -> np.ndarray:
     return covered
 
 
-def _on_ground(scene: Scene, kind: str, ground: np.ndarray, reference: np.ndarray | None, slots: dict[str, str]) -> Edit:
+def _on_ground(
+    scene: Scene, kind: str, ground: np.ndarray, reference: np.ndarray | None, slots: dict[str, str]
+) -> Edit:
     target = scene.compose(ground, scene.things)
-    return Edit(kind, to_bytes(target), _foreground(scene) < 0.5, reference, slots)
+    return Edit(kind, to_bytes(target), _foreground(scene) < 1.0, reference, slots)
 
 
 def named_ground(rng: np.random.Generator) -> tuple[str, Paint]:
@@ -199,13 +201,13 @@ def change(scene: Scene, rng: np.random.Generator, held_out: bool) -> Edit:
     name = _other_colour(scene, thing, rng)
     new = replace(thing, name=name, colours=rgb(name)[None])
     target = to_bytes(scene.compose(scene.bare, (new, *scene.things[1:])))
-    return Edit("change", target, scene.covered(thing) > 0.5, None, {"object": thing.words, "colour": name})
+    return Edit("change", target, scene.covered(thing) > 0.0, None, {"object": thing.words, "colour": name})
 
 
 def remove(scene: Scene, rng: np.random.Generator, held_out: bool) -> Edit:
     thing = scene.things[0]
     target = to_bytes(scene.compose(scene.bare, scene.things[1:]))
-    return Edit("remove", target, scene.covered(thing) > 0.5, None, {"object": thing.words})
+    return Edit("remove", target, scene.covered(thing) > 0.0, None, {"object": thing.words})
 
 
 def add(scene: Scene, rng: np.random.Generator, held_out: bool) -> Edit:
@@ -223,7 +225,7 @@ def add(scene: Scene, rng: np.random.Generator, held_out: bool) -> Edit:
         if stands_out(rgb(name), scene.picture, covered):
             break
     target = to_bytes(thing.over(scene.picture, scene.grid))
-    return Edit("add", target, covered > 0.5, None, {"object": thing.words, "place": place})
+    return Edit("add", target, covered > 0.0, None, {"object": thing.words, "place": place})
 
 
 def reference_subject(scene: Scene, rng: np.random.Generator, held_out: bool) -> Edit:
@@ -243,7 +245,7 @@ def reference_subject(scene: Scene, rng: np.random.Generator, held_out: bool) ->
     wide, high = grid.extent
     shown = replace(new, start=(wide / 2, high / 2), velocity=(0.0, 0.0), radius=0.36)
     picture = to_bytes(shown.over(np.ones((1, grid.height, grid.width, 3), np.float32), grid))[0]
-    return Edit("reference-subject", target, covered > 0.5, picture, {"object": old.words})
+    return Edit("reference-subject", target, covered > 0.0, picture, {"object": old.words})
 
 
 EDIT_OF: dict[str, Callable[[Scene, np.random.Generator, bool], Edit]] = {

@@ -51,7 +51,9 @@ class Thing:
             return np.maximum(np.abs(dx), np.abs(dy)) * 1.12
         if self.shape == "diamond":
             return (np.abs(dx) + np.abs(dy)) * 0.8
-        return np.maximum(-dy * 0.5 + np.abs(dx) * 0.95, dy) * 1.25 + 0.0  # triangle, its base below
+        # A triangle from (0, -1.1) to a base of half width 1.05 at 0.8, in radii; distances to its sides.
+        side = (1.645 * np.abs(dx) - 0.909 * dy - self.radius) / 1.88
+        return np.maximum(side, dy - 0.8 * self.radius) + self.radius
 
     def paint(self, x: np.ndarray, y: np.ndarray, frame: np.ndarray) -> np.ndarray:
         """Its own colours with light from the upper left, (..., 3)."""
@@ -155,8 +157,8 @@ class Scene:
 
 
 def to_bytes(picture: np.ndarray) -> np.ndarray:
-    """(..., 3) in 0..1 -> uint8."""
-    return (np.clip(picture, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+    """(..., 3) in 0..1 -> uint8. In fp32 always: halves would round by the precision that a paint happens to have."""
+    return (np.clip(picture.astype(np.float32), 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
 
 
 def stands_out(colour: np.ndarray, ground: np.ndarray, covered: np.ndarray) -> bool:

@@ -79,8 +79,8 @@ def smoothstep(value: np.ndarray, width: float) -> np.ndarray:
 
 
 def mix(first: np.ndarray, second: np.ndarray, amount: np.ndarray) -> np.ndarray:
-    """Colours blended by `amount` in 0..1, (..., 3)."""
-    return first + (second - first) * amount[..., None]
+    """Colours blended by `amount` in 0..1, (..., 3); at 0 and 1 to the bit the one and the other."""
+    return first * (1 - amount[..., None]) + second * amount[..., None]
 
 
 @dataclass(frozen=True)
