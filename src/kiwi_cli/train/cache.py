@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from kiwi_cli.errors import DeviceError, KiwiError
+from kiwi_cli.frames import check_frames
 from kiwi_cli.mllm_inputs import check_instruction
 from kiwi_cli.pictures import as_picture
 from kiwi_cli.train.encode import Encoder, content_key, digest
@@ -106,7 +107,7 @@ def write_cache(
     Args:
         out: the cache's folder; made, or gone on with.
         held_out: fraction of the groups to hold out, by a hash of their names: a group's side does not depend on
-            the other rows. At least one of two or more, unless it is 0. Items with a split of their own keep it.
+            the other rows, save that at least one group is on each side. Items with a split of their own keep it.
         reference_views: latents of each reference, each shrunk by another draw.
         max_bad: fraction of the rows that may be bad, at least one row.
         total: number of items where it is known: then too many bad rows stop the run early.
@@ -163,8 +164,9 @@ def split_rows(rows: list[dict[str, Any]], fraction: float) -> None:
     """Give each row without one its split; takes out the `group`."""
     points = {row["group"]: int(digest("held out", row["group"])[:13], 16) / 16**13 for row in rows if not row["split"]}
     chosen = {group for group, point in points.items() if point < fraction}
-    if fraction > 0 and len(points) > 1 and not chosen:
-        chosen = {min(points, key=lambda group: points[group])}
+    if fraction > 0 and len(points) > 1:  # neither side is empty
+        ordered = sorted(points, key=lambda group: points[group])
+        chosen = (chosen | {ordered[0]}) - {ordered[-1]}
     for row in rows:
         group = row.pop("group")
         row["split"] = row["split"] or ("held_out" if group in chosen else "train")
@@ -236,6 +238,7 @@ class _Run:
     def _load(self, item: Item, tensors: dict[str, str], missing: set[str]) -> None:
         """Load what is needed, check it, and only then queue it."""
         source, target = _loaded(item.source), _loaded(item.target)
+        check_frames(source, self.encoder.size_multiple)
         if source.shape != target.shape:
             raise KiwiError(f"the source is {_shape(source)}, the target {_shape(target)}")
         mask = _loaded(item.mask) if "coverage" in missing else None

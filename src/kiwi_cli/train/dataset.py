@@ -11,6 +11,7 @@ what is cached.
 from __future__ import annotations
 
 import math
+import random
 import sys
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
@@ -178,13 +179,14 @@ class CachedRows:
 
     def __getitem__(self, index: int) -> Sample:
         """The sample with the first view of its reference."""
-        return self.sample(index, 0)
+        return self.sample(index)
 
-    def sample(self, index: int, view: int) -> Sample:
+    def sample(self, index: int, position: int | None = None) -> Sample:
         """A row's sample.
 
         Args:
-            view: any number from 0; each reference is cached in several views, which are taken in turn.
+            position: number of the sample in the run: each reference is cached in several views, and it draws one.
+                None takes the first.
 
         Raises:
             CacheError: its tensors are gone.
@@ -203,7 +205,7 @@ class CachedRows:
             ),
             target=target,
             source=self._tensor("source", index),
-            references=None if views is None else views[view % len(views)],
+            references=None if views is None else views[_drawn(position, len(views))],
             weight=self._weight(self._tensor("coverage", index)),
         )
 
@@ -268,6 +270,10 @@ class CachedRows:
         except (ValueError, IndexError) as error:
             raise CacheError(f"the index of '{self.folder}' is damaged: {error}", "make the cache again") from error
         return Bucket(mode, frames, height, width, references, tokens)
+
+
+def _drawn(position: int | None, count: int) -> int:
+    return 0 if position is None else random.Random(position).randrange(count)
 
 
 def model_inputs(folder: Path) -> InputBuilder:

@@ -14,6 +14,7 @@ import json
 import math
 import mmap
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kiwi_cli.errors import CheckpointError, KiwiError
+from kiwi_cli.errors import CheckpointError
 from kiwi_cli.weights.tensorfile import Entry, TensorInfo, read_header, write_file
 
 if TYPE_CHECKING:
@@ -29,14 +30,16 @@ if TYPE_CHECKING:
 
 INDEX, FORMAT = "index.json", 1
 SHARD_BYTES = 256 * 2**20
-"""Data of a shard; what is encoded and not yet written is in memory, and lost by a kill."""
+"""Data of a shard."""
+SHARD_SECONDS = 120.0
+"""After so long what is there is written even if it is less: more than that is not lost by a kill."""
 SHARD_TENSORS = 20_000
 """Most tensors of a shard: 100 bytes of header each, far below `tensorfile.MAX_HEADER_BYTES`."""
 SHARDS = "shard-[0-9]*.safetensors"
 OPEN_SHARDS = 256  # mapped at a time
 
 
-class CacheError(KiwiError):
+class CacheError(CheckpointError):
     """A cache of encoded data that is missing, unfinished, damaged, of another model, or cannot be written."""
 
 
@@ -165,7 +168,7 @@ class ShardWriter:
         self.shapes: dict[str, tuple[int, ...]] = {key: info.shape for key, (_, info) in known.where.items()}
         self.written = 0  # bytes
         self._waiting: dict[str, torch.Tensor] = {}
-        self._bytes = 0
+        self._bytes, self._since = 0, time.monotonic()
         self._next = 1 + max((int(path.stem.split("-")[1]) for path in known.paths), default=-1)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -180,7 +183,8 @@ class ShardWriter:
         self._waiting[key] = tensor.detach().cpu().contiguous()
         self.shapes[key] = tuple(tensor.shape)
         self._bytes += tensor.numel() * tensor.element_size()
-        if self._bytes >= self.shard_bytes or len(self._waiting) >= SHARD_TENSORS:
+        full = self._bytes >= self.shard_bytes or len(self._waiting) >= SHARD_TENSORS
+        if full or time.monotonic() - self._since >= SHARD_SECONDS:
             self.flush()
 
     def flush(self) -> None:
@@ -189,6 +193,7 @@ class ShardWriter:
         Raises:
             CacheError: the disk is full, or cannot be written to. Shards written before stay.
         """
+        self._since = time.monotonic()
         if not self._waiting:
             return
         path = self.folder / f"shard-{self._next:05d}.safetensors"
