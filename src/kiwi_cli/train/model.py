@@ -1,0 +1,143 @@
+"""The model as it is trained: cached latents and vision features in, a loss for each sample out.
+
+The same modules and the same arithmetic as in an edit (mllm.py, transformer.py), for a batch of prompts: shorter ones
+are padded on the left, because the context is what stands at the end.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kiwi_cli import checkpoint
+from kiwi_cli.mllm import KiwiInstructionEncoder
+from kiwi_cli.mllm_inputs import QUERY_TOKEN, VISION_END, VISION_START, InputBuilder
+from kiwi_cli.train.batch import Batch
+from kiwi_cli.train.objective import noised, velocity_loss
+from kiwi_cli.transformer import ConditionEmbedder, KiwiTransformer3DModel
+
+
+class KiwiTrainModel(nn.Module):
+    """Instruction encoder, transformer and embedders; the VAE and the vision tower work before, in the cache.
+
+    Args:
+        tokenizer: with the model's special tokens.
+        colour: `mean` and `std` of the vision tower's input.
+        references_first: reference tokens before the video's.
+        folder: where the parts come from, or None.
+
+    Attributes:
+        uses_source: whether source latents condition the transformer (the alignment stage has none).
+    """
+
+    def __init__(
+        self,
+        transformer: KiwiTransformer3DModel,
+        mllm_encoder: KiwiInstructionEncoder,
+        source_embedder: ConditionEmbedder,
+        ref_embedder: ConditionEmbedder,
+        tokenizer: Any,
+        colour: dict[str, Any] | None = None,
+        references_first: bool = False,
+        folder: Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.transformer, self.mllm_encoder = transformer, mllm_encoder
+        self.source_embedder, self.ref_embedder = source_embedder, ref_embedder
+        self.tokenizer, self.colour, self.folder = tokenizer, colour or {}, folder
+        self.references_first = references_first
+        self.uses_source = True
+        self._query, self._start, self._end = (
+            int(tokenizer.convert_tokens_to_ids(token)) for token in (QUERY_TOKEN, VISION_START, VISION_END)
+        )
+
+    @classmethod
+    def from_folder(cls, folder: Path, dtype: torch.dtype = torch.float32) -> KiwiTrainModel:
+        """The parts of a checkpoint in the released layout, on the CPU.
+
+        Raises:
+            CheckpointError: a folder that is no checkpoint, or one with broken or mismatched parts.
+        """
+        parts = checkpoint.load_parts(folder, dtype, "cpu")
+        return cls.from_parts(parts, folder)
+
+    @classmethod
+    def from_parts(cls, parts: checkpoint.Parts, folder: Path | None = None) -> KiwiTrainModel:
+        """The parts of a checkpoint that is loaded already; they are shared, not copied."""
+        return cls(
+            parts.transformer,
+            parts.mllm_encoder,
+            parts.source_embedder,
+            parts.ref_embedder,
+            parts.tokenizer,
+            parts.colour,
+            parts.references_first,
+            folder,
+        )
+
+    @property
+    def inputs(self) -> InputBuilder:
+        """Builds this model's prompts."""
+        mllm = self.mllm_encoder
+        return InputBuilder(self.tokenizer, mllm.query_counts, mllm.geometry(**self.colour), mllm.bounds)
+
+    def enable_checkpointing(self) -> None:
+        """Compute activations again in the backward pass instead of keeping them."""
+        self.transformer.enable_gradient_checkpointing()
+        self.mllm_encoder.qwen.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def context(self, batch: Batch) -> torch.Tensor:
+        """Context tokens (B, N, D): N queries; in reference mode the reference picture's tokens before them."""
+        mllm, ids = self.mllm_encoder, batch.input_ids
+        config = mllm.qwen.config
+        embeds = mllm.qwen.get_input_embeddings()(ids)
+        pictures = (ids == config.video_token_id) | (ids == config.image_token_id)
+        embeds = embeds.masked_scatter(pictures[..., None], batch.vision.to(embeds.dtype))
+        queries = mllm._queries()[batch.mode]
+        rows = queries.to(embeds.dtype).repeat(len(ids), 1)
+        embeds = embeds.masked_scatter((ids == self._query)[..., None], rows)
+        padded = not bool(batch.attention_mask.all())
+        hidden = mllm.qwen.language_model(
+            inputs_embeds=embeds,
+            position_ids=batch.position_ids,
+            attention_mask=batch.attention_mask if padded else None,
+            use_cache=False,
+        ).last_hidden_state
+        context = mllm.connector(hidden[:, -len(queries) :])
+        if batch.mode == "reference":
+            # Padded on the left, the picture's tokens stand at the same places of every prompt.
+            start = int((ids[0] == self._start).nonzero()[-1]) + 1
+            end = int((ids[0] == self._end).nonzero()[-1])
+            context = torch.cat([mllm.ref_connector(hidden[:, start:end]), context], dim=1)
+        return context
+
+    def velocity(self, batch: Batch, latents: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """Velocity (B * K, C, T, h, w) of noisy latents of the same shape."""
+
+        def repeated(value: torch.Tensor) -> torch.Tensor:
+            return value if batch.draws == 1 else value.repeat_interleave(batch.draws, dim=0)
+
+        source = batch.source if self.uses_source else None
+        dtype = self.transformer.patch_embedding.weight.dtype
+        return self.transformer(
+            latents.to(dtype),
+            batch.timestep,
+            repeated(context.to(dtype)),
+            source_embeds=None if source is None else repeated(self.source_embedder(source)),
+            reference_embeds=None if batch.references is None else repeated(self.ref_embedder(batch.references)),
+            sigma=batch.sigma,
+            references_first=self.references_first,
+            return_dict=False,
+        )[0]
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """(B,) fp32: each sample's weighted squared error, averaged over its draws."""
+        clean = batch.target.repeat_interleave(batch.draws, dim=0)
+        weight = None if batch.weight is None else batch.weight.repeat_interleave(batch.draws, dim=0)
+        latents = noised(clean, batch.noise, batch.sigma)
+        velocity = self.velocity(batch, latents, self.context(batch))
+        losses = velocity_loss(velocity, clean, batch.noise, batch.timestep_weight, weight)
+        return losses.view(-1, batch.draws).mean(dim=1)

@@ -1,0 +1,109 @@
+"""Muon for the hidden matrices, AdamW for the rest, as one optimiser.
+
+Muon (Keller Jordan, 2024) replaces the momentum of a weight matrix by the nearest matrix whose singular values are
+all about one, found by five Newton-Schulz steps, so that every direction of a layer learns at the same rate. The
+released recipe is AdamW; the embedded model is trained with this.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of the quintic Newton-Schulz step; they trade the last digits of the singular values for speed."""
+
+_LIKE_ADAM = 0.2
+"""Root mean square of an AdamW step, so that one learning rate suits both (Moonshot AI, 2025, section 2.2)."""
+
+
+def orthogonalised(update: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """The nearest matrix with singular values near one (0.7 to 1.2), in bfloat16.
+
+    Args:
+        update: (rows, columns).
+    """
+    matrix = update.to(torch.bfloat16)
+    tall = matrix.shape[0] > matrix.shape[1]
+    if tall:
+        matrix = matrix.T
+    matrix = matrix / (matrix.norm() + 1e-7)
+    a, b, c = _COEFFICIENTS
+    for _ in range(steps):
+        gram = matrix @ matrix.T
+        matrix = a * matrix + (b * gram + c * (gram @ gram)) @ matrix
+    return matrix.T if tall else matrix
+
+
+def is_hidden_matrix(name: str, parameter: torch.Tensor) -> bool:
+    """Whether Muon is for this parameter: a matrix or convolution between hidden features.
+
+    Embeddings, tables, queries and the first and last layers map to or from something that is no feature, and are
+    AdamW's.
+    """
+    ends = ("embed_tokens", "queries", "patch_embedding", "proj_out", "conv_in", "conv_out", "scale_shift_table")
+    return parameter.ndim >= 2 and not any(end in name for end in ends)
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon for what `is_hidden_matrix` says, AdamW for all other parameters.
+
+    Args:
+        parameters: name -> parameter; a convolution's kernel is taken as a matrix of (out, the rest).
+        lr: of both. momentum: of Muon (Nesterov). betas, eps: of AdamW. weight_decay: of both, decoupled.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, torch.nn.Parameter] | Iterable[tuple[str, torch.nn.Parameter]],
+        lr: float,
+        weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        momentum: float = 0.95,
+    ) -> None:
+        named = dict(parameters)
+        hidden = [value for name, value in named.items() if is_hidden_matrix(name, value)]
+        others = [value for name, value in named.items() if not is_hidden_matrix(name, value)]
+        common: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
+        groups = [
+            {"params": hidden, "muon": True, "momentum": momentum, "betas": betas, "eps": eps, **common},
+            {"params": others, "muon": False, "momentum": momentum, "betas": betas, "eps": eps, **common},
+        ]
+        super().__init__([group for group in groups if group["params"]], {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step over all parameters that have a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            update = self._muon if group["muon"] else self._adamw
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
+                    update(parameter, group)
+
+    def _muon(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        momentum = state["momentum"].lerp_(parameter.grad, 1.0 - group["momentum"])
+        update = parameter.grad.lerp(momentum, group["momentum"]).flatten(1)
+        direction = orthogonalised(update).to(parameter.dtype).view_as(parameter)
+        parameter.add_(direction, alpha=-group["lr"] * _LIKE_ADAM * math.sqrt(max(update.shape)))
+
+    def _adamw(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        first, second = group["betas"]
+        state["step"] += 1
+        count = int(state["step"])
+        mean = state["exp_avg"].lerp_(parameter.grad, 1.0 - first)
+        square = state["exp_avg_sq"].mul_(second).addcmul_(parameter.grad, parameter.grad, value=1.0 - second)
+        scale = (square / (1.0 - second**count)).sqrt_().add_(group["eps"])
+        parameter.addcdiv_(mean, scale, value=-group["lr"] / (1.0 - first**count))
