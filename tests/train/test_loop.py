@@ -49,6 +49,8 @@ def distance(one: torch.nn.Module, two: torch.nn.Module) -> float:
 class StopAfter(Stop):
     """Asks to stop in a given step."""
 
+    running = False
+
     def __init__(self, step: int) -> None:
         self.left = step
 

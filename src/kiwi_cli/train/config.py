@@ -39,8 +39,13 @@ class DataSource:
 
 @dataclass(frozen=True)
 class Optimiser:
-    """AdamW. The released runs: lr 1e-5 (5e-6 in the last stage), weight decay 0.01."""
+    """How weights move. The released runs: AdamW, lr 1e-5 (5e-6 in the last stage), weight decay 0.01.
 
+    Attributes:
+        name: 'muon' is Muon for hidden matrices and AdamW for the rest (muon.py), for training from nothing.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-5
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
@@ -151,7 +156,9 @@ class TrainConfig:
         precision: 'bf16' computes in bfloat16 (trained weights and optimiser stay fp32), 'fp32' does not.
         clip: largest norm of the gradient; 0 for no limit. ema: decay of the averaged weights a step; 0 for none.
         checkpointing: compute activations again in the backward pass instead of keeping them.
-        train: groups to train, instead of the stage's own (`kiwi train --dry-run` lists them); empty for the stage's.
+        train: groups of parameters to train (of train/stages.py). Empty for the stage's own, in which the transformer
+            is trained by its LoRA if that has a rank, and whole if not.
+        fresh: groups whose weights begin anew, as the released training began them.
         freeze: names or beginnings of names of parameters that stay as they are.
         strategy: what the processes were started for; a run that finds something else refuses to start.
         trackers: of accelerate ('tensorboard', ...), besides the run's own metrics.jsonl and curves.png.
@@ -176,6 +183,7 @@ class TrainConfig:
     checkpointing: bool = True
     lora: Lora = field(default_factory=Lora)
     train: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
     freeze: tuple[str, ...] = ()
     strategy: Literal["none", "ddp", "fsdp", "deepspeed"] = "none"
     validate: Validate = field(default_factory=Validate)

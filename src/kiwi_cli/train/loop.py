@@ -26,6 +26,7 @@ from kiwi_cli.train.ema import Ema
 from kiwi_cli.train.feed import Feed, Plan, Rows
 from kiwi_cli.train.heldout import SEED, HeldOut
 from kiwi_cli.train.launch import all_agree, make_accelerator
+from kiwi_cli.train.muon import MuonAdamW
 from kiwi_cli.train.resume import find_state, restore, save
 from kiwi_cli.train.sharding import forget_whole
 from kiwi_cli.train.state import find_latest
@@ -35,10 +36,14 @@ Collate = Callable[..., Any]
 
 
 class Stop:
-    """Set from outside, as by a signal handler: the run ends after the step it is in and saves its state."""
+    """Set from outside, as by a signal handler: the run ends after the step it is in and saves its state.
+
+    Attributes:
+        requested: whether to end. running: whether there are steps going on that can be ended so.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = self.running = False
 
     def request(self) -> None:
         """End the run."""
@@ -112,6 +117,16 @@ def train(
     return run.go(stop or Stop(), preview)
 
 
+def make_optimiser(config: TrainConfig, parameters: Mapping[str, torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of the settings over named parameters."""
+    chosen = config.optimiser
+    if chosen.name == "muon":
+        return MuonAdamW(parameters, chosen.lr, chosen.weight_decay, chosen.betas, chosen.eps)
+    return torch.optim.AdamW(
+        parameters.values(), lr=chosen.lr, betas=chosen.betas, eps=chosen.eps, weight_decay=chosen.weight_decay
+    )
+
+
 class _Run:
     def __init__(
         self,
@@ -147,14 +162,7 @@ class _Run:
         state = find_state(config, self.parameters, resume, accelerator, self.console)
         for value in self.parameters.values():
             value.data = value.data.to(torch.float32)
-        settings = config.optimiser
-        optimiser = torch.optim.AdamW(
-            self.parameters.values(),
-            lr=settings.lr,
-            betas=settings.betas,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-        )
+        optimiser = make_optimiser(config, self.parameters)
         self.model.train()
         self.wrapped, self.optimiser = accelerator.prepare(self.model, optimiser)
         # Sharded ones are other objects than before, under the same names.
@@ -186,6 +194,7 @@ class _Run:
             labels = {"train": "train"}
             progress = stack.enter_context(self.console.stages(labels)) if first else None
             batches = stack.enter_context(Feed(self.plan, self.datasets, start, self._make))
+            stop.running = True
             while self.step < config.steps:
                 self._optimiser_step(batches)
                 self.step += 1
@@ -198,13 +207,14 @@ class _Run:
                     progress("train", self.step - start, config.steps - start)
                 if self._due(config.validate.every) and self.held is not None:
                     self._validate()
+                if self._due(config.save.every) or ends or self.result.interrupted:
+                    self._save()
                 if preview is not None and self._due(config.validate.preview_every) and first:
                     with self._averaged():
                         preview(accelerator.unwrap_model(self.wrapped), self.step)
-                if self._due(config.save.every) or ends or self.result.interrupted:
-                    self._save()
                 if self.result.interrupted:
                     break
+        stop.running = False
         self.result.step = self.step
         if first:
             draw_curves(self.out)

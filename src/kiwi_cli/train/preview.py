@@ -139,8 +139,8 @@ def write_clip(edits: Sequence[Edit], path: Path) -> None:
 
     with av.open(str(path), "w") as output:
         stream: Any = output.add_stream("libx264", rate=Fraction(FPS), options={"crf": "18"})
-        for number in range(max(len(edit.clips[0]) for edit in edits)):
-            page = _page(edits, [number] * len(edits))
-            stream.width, stream.height, stream.pix_fmt = page.width, page.height, "yuv420p"
+        pages = [_page(edits, [number] * len(edits)) for number in range(max(len(edit.clips[0]) for edit in edits))]
+        stream.width, stream.height, stream.pix_fmt = pages[0].width, pages[0].height, "yuv420p"
+        for page in pages:
             output.mux(stream.encode(av.VideoFrame.from_image(page)))
         output.mux(stream.encode(None))
