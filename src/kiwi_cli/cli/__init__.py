@@ -47,14 +47,18 @@ def _main(
 
 from kiwi_cli.cli import bench as _bench  # noqa: E402  (each registers its commands on `app`)
 from kiwi_cli.cli import convert as _convert  # noqa: E402
+from kiwi_cli.cli import data as _data  # noqa: E402
 from kiwi_cli.cli import doctor as _doctor  # noqa: E402
 from kiwi_cli.cli import download as _download  # noqa: E402
 from kiwi_cli.cli import edit as _edit  # noqa: E402
 from kiwi_cli.cli import options as _options  # noqa: E402
 from kiwi_cli.cli import show as _show  # noqa: E402
+from kiwi_cli.cli import train as _train  # noqa: E402
 
-COMMAND_MODULES = (_edit, _show, _doctor, _download, _convert, _bench)
-ORDER = ("edit", "ref-edit", "show", "rerun", "doctor", "download", "convert")  # in the help page
+app.command("train")(_train.train)
+
+COMMAND_MODULES = (_edit, _show, _doctor, _download, _convert, _bench, _data, _train)
+ORDER = ("edit", "ref-edit", "show", "rerun", "doctor", "download", "convert", "train")  # in the help page
 app.registered_commands.sort(key=lambda command: ORDER.index(command.name or getattr(command.callback, "__name__", "")))
 
 
