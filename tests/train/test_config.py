@@ -61,7 +61,12 @@ def test_a_file_and_what_overrides_it(file: Path) -> None:
 def test_every_key_can_be_set(file: Path) -> None:
     other = {int: 7, float: 0.25, bool: False, str: "text"}
     choices = {"stage": "alignment", "precision": "fp32", "strategy": "ddp", "export.dtype": "float32"}
-    choices |= {"schedule.decay": "linear", "lora.language_model.layers": "all", "lora.transformer.layers": "all"}
+    choices |= {
+        "schedule.decay": "linear",
+        "optimiser.name": "muon",
+        "lora.language_model.layers": "all",
+        "lora.transformer.layers": "all",
+    }
     lists = {"optimiser.betas": "[0.5, 0.25]", "export.forms": '["raw"]', "global_batch": "7", "bucket_batch": "7"}
     for key in known_keys(TrainConfig):
         dotted = key.replace("N", "1")
@@ -92,7 +97,7 @@ def _at(config: Any, key: str) -> Any:
         ("steps=true", "'steps' is a whole number, not true", ""),
         ("checkpointing=1", "'checkpointing' is true or false, not 1", ""),
         ("checkpointing=False", "'checkpointing' is true or false, not 'False'", ""),
-        ("optimiser=3", "'optimiser' is a table with lr", ""),
+        ("optimiser=3", "'optimiser' is a table with name, lr", ""),
         ("optimiser.lr=high", "'optimiser.lr' is a number, not 'high'", ""),
         ("optimiser.betas=[0.9]", "'optimiser.betas' is a list of 2, not [0.9]", ""),
         ("trackers=tensorboard", "'trackers' is a list, not 'tensorboard'", ""),

@@ -89,13 +89,14 @@ def test_frozen_parts_stay_and_trained_parts_all_move(tmp_path: Path) -> None:
     assert "autocast" not in repr(model.forward)  # the caller's model is as it was
 
 
-@pytest.mark.parametrize("at", [1, 5, 8])
-def test_resumed_equals_unbroken_to_the_bit(tmp_path: Path, at: int) -> None:
+@pytest.mark.parametrize(("at", "optimiser"), [(1, "adamw"), (5, "muon"), (8, "adamw")])
+def test_resumed_equals_unbroken_to_the_bit(tmp_path: Path, at: int, optimiser: str) -> None:
     changes: dict[str, Any] = {
         "ema": 0.9,
         "log_every": 3,
         "schedule": {"warm_up": 4, "decay": "cosine"},
         "bucket_batch": 4,
+        "optimiser": {"name": optimiser},
     }
     whole, one = run(tmp_path / "whole", Toy(dropout=0.3), **changes)
     _, broken = run(tmp_path / "broken", Toy(dropout=0.3), StopAfter(at), **changes)
@@ -239,6 +240,8 @@ def test_a_folder_that_holds_a_run(tmp_path: Path, capsys: pytest.CaptureFixture
         run(tmp_path, resume=True, stage="reference")
     with pytest.raises(CheckpointError, match=r"'image' is \(16,\), not \(24,\)"):
         run(tmp_path, Toy(width=24), resume=True)
+    with pytest.raises(CheckpointError, match="the state is of the optimiser 'adamw', not 'muon'"):
+        run(tmp_path, resume=True, optimiser={"name": "muon"})
     (tmp_path / "states/.partial-step-00000004").mkdir()
     config = settings(tmp_path, steps=3, seed=5)
     train(config, Toy(), rows(), collate=collate, resume=True, console=Console(), device="cpu")

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from kiwi_cli.console import Console
-from kiwi_cli.errors import KiwiError, UsageError
+from kiwi_cli.errors import CheckpointError, KiwiError, UsageError
 from kiwi_cli.train.config import TrainConfig
 from kiwi_cli.train.ema import Ema
 from kiwi_cli.train.launch import all_agree
@@ -56,6 +56,12 @@ def find_state(
         console.warn(f"the save of '{name}' was cut off; going on from '{latest.name}', the last whole state")
     state = read_state(latest)
     check_fit(state, config.stage, parameters)
+    kept = state.config.get("optimiser", {}).get("name")
+    if kept != config.optimiser.name:
+        raise CheckpointError(
+            f"the state is of the optimiser '{kept}', not '{config.optimiser.name}'",
+            f"pass --set optimiser.name={kept}, or start anew with another --out",
+        )
     console.note(f"going on from '{latest}'")
     changes = [line for line in changed_settings(state, config.as_dict()) if not line.startswith("out ")]
     if changes:
