@@ -103,20 +103,18 @@ def _columns() -> tuple[Any, ...]:
 
 
 class Stages:
-    """Receives (stage, done, total) as work goes on, and keeps each stage's seconds."""
+    """Receives (stage, done, total) as work goes on, and keeps each stage's seconds; stages may take turns."""
 
     def __init__(self, labels: dict[str, str]) -> None:
         self.labels = labels
         self.seconds: dict[str, float] = {}
-        self._started: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.perf_counter()
-        begin = self._started.setdefault(stage, self._last)
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
         self._last = now
-        self.seconds[stage] = now - begin
-        self.show(stage, done, total, now - begin)
+        self.show(stage, done, total, self.seconds[stage])
 
     def show(self, stage: str, done: int, total: int, elapsed: float) -> None:
         """Draw one advance; the subclasses differ here."""

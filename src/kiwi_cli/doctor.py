@@ -14,9 +14,12 @@ from typing import Any, Literal
 
 from kiwi_cli import estimate, machine
 from kiwi_cli.console import format_bytes
-from kiwi_cli.variants import DEFAULT_EDIT, VARIANTS
+from kiwi_cli.errors import CheckpointError
+from kiwi_cli.variants import DEFAULT_EDIT, VARIANTS, Variant
 from kiwi_cli.video import Size, available_codecs
+from kiwi_cli.weights import embedded, parameter_count
 from kiwi_cli.weights.cache import default_root, free_bytes
+from kiwi_cli.weights.settings import read_settings
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "huggingface_hub", "safetensors", "av")
 MIN_PYTHON = (3, 10)
@@ -199,6 +202,9 @@ def check_models(cached: Mapping[str, str], device: Check) -> list[Check]:
     size, frames = FULL
     checks = []
     for variant in VARIANTS:
+        if variant.kind == "embedded":
+            checks.append(check_embedded(variant))
+            continue
         references = 0 if "edit" in variant.tasks else 1
         found = estimate.estimate(estimate.RELEASED_5B, size, frames, references, 50)
         plan = None if room is None else found.plan(room)
@@ -214,6 +220,32 @@ def check_models(cached: Mapping[str, str], device: Check) -> list[Check]:
             state = "ok"
         checks.append(Check(f"model {variant.name}", state, text, "", data))  # type: ignore[arg-type]
     return checks
+
+
+def check_embedded(variant: Variant) -> Check:
+    """A model in the package: whether it is there and whole. It runs on any device."""
+    name = f"model {variant.name}"
+    found = embedded.find(variant)
+    if found is None:
+        return Check(name, "warning", "not in this installation", "", {"cached": "no"})
+    data: dict[str, Any] = {"cached": "yes", "path": str(found)}
+    try:
+        parameters, settings = parameter_count(found), read_settings(found)
+    except CheckpointError as error:
+        return Check(name, "warning", f"broken: {error.message}", "install kiwi again: pip install .", data)
+    data |= {"parameters": parameters, "offers": list(settings.offers)}
+    offers = f"; good for: {', '.join(settings.offers)}" if settings.offers else ""
+    return Check(name, "ok", f"here, part of kiwi itself; runs on the CPU{offers}", "", data)
+
+
+def runs_anyway(checks: list[Check]) -> str | None:
+    """The name of an embedded model that works here although the machine is not fit for the others; None if none."""
+    found = {check.name: check.state for check in checks}
+    excused = {"device", "disk", *(f"model {variant.name}" for variant in VARIANTS)}
+    if any(state == "failed" for name, state in found.items() if name not in excused):
+        return None
+    own = (variant.name for variant in VARIANTS if variant.kind == "embedded")
+    return next((name for name in own if found.get(f"model {name}") == "ok"), None)
 
 
 def _room(device: Check) -> int | None:

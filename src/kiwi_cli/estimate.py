@@ -15,14 +15,16 @@ from typing import Any
 from kiwi_cli import memory, weights
 from kiwi_cli.errors import DeviceError
 from kiwi_cli.video import Size, latent_frame_count
+from kiwi_cli.weights.settings import size_multiple
 
 VISION_AREA = 262_144  # pixels of a frame that the language model sees, at most; 100,352 at least
 VISION_AREA_LEAST = 100_352
 VISION_FRAMES = 16
 VISION_PATCH = 14 * 14  # pixels
 MERGED_PATCHES = 4  # patches to a token
+VISION_TOKEN = VISION_PATCH * MERGED_PATCHES  # pixels
 PROMPT_TOKENS = 80  # system prompt, template and an instruction of ordinary length
-LATENT_GRID, VAE_GRID = 32, 16  # pixels a token, pixels a latent pixel, each way
+TOKEN_LATENTS = 2  # latent pixels a token, each way
 
 # TFLOP for a latent frame of 1280x704, counted with the released VAE; the language model's for a full prompt.
 ENCODE_TFLOP, DECODE_TFLOP, PROMPT_TFLOP = 256 / 21, 1348 / 21, 33.0
@@ -38,6 +40,7 @@ class Shape:
         text, vision: hidden + feed-forward width of the language model and of its eyes.
         queries: for a picture, a video, a reference.
         parameters: of each unit that is moved; streamed: of each when it comes piece by piece.
+        grid: pixels a token, each way. least_area: pixels of a frame that the language model sees, at least.
     """
 
     width: int
@@ -51,6 +54,8 @@ class Shape:
     queries: tuple[int, int, int]
     parameters: dict[str, int]
     streamed: dict[str, int]
+    grid: int = 32
+    least_area: int = VISION_AREA_LEAST
 
 
 RELEASED_5B = Shape(
@@ -150,6 +155,8 @@ def read_shape(folder: Path) -> Shape:
         queries=(mllm["num_image_queries"], mllm["num_video_queries"], mllm["num_ref_queries"]),
         parameters=parameters,
         streamed=streamed,
+        grid=size_multiple(folder),
+        least_area=mllm.get("min_visual_tokens", VISION_AREA_LEAST // VISION_TOKEN) * VISION_TOKEN,
     )
 
 
@@ -160,8 +167,8 @@ def estimate(shape: Shape, size: Size, frames: int, references: int, steps: int,
         frames: given to the model. references: how many pictures. item: bytes of the compute precision.
     """
     latent_frames = latent_frame_count(frames)
-    tokens = (latent_frames + references) * (size.width // LATENT_GRID) * (size.height // LATENT_GRID)
-    area = min(max(size.width * size.height, VISION_AREA_LEAST), VISION_AREA)
+    tokens = (latent_frames + references) * (size.width // shape.grid) * (size.height // shape.grid)
+    area = min(max(size.width * size.height, shape.least_area), VISION_AREA)
     patches = -(-min(frames, VISION_FRAMES) // 2) * area // VISION_PATCH
     context = shape.queries[2 if references else 1 if frames > 1 else 0]
     if references:
@@ -183,8 +190,8 @@ def estimate(shape: Shape, size: Size, frames: int, references: int, steps: int,
         prompt=int(memory.INSTRUCTION * max(patches * shape.vision, prompt * shape.text) * item),
         latent_bytes=16
         * shape.latent_channels
-        * (size.width // VAE_GRID)
-        * (size.height // VAE_GRID)
+        * (size.width * TOKEN_LATENTS // shape.grid)
+        * (size.height * TOKEN_LATENTS // shape.grid)
         * (latent_frames + references),
     )
     held = _weights(shape, item)

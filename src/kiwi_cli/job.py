@@ -9,21 +9,23 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kiwi_cli import parallel, record, weights
-from kiwi_cli.errors import CheckpointError, UsageError
-from kiwi_cli.request import MAX_FRAMES, EditRequest
+from kiwi_cli.errors import UsageError
+from kiwi_cli.loading import apply_loras, find_loras, find_model, load, tune
+from kiwi_cli.request import MAX_FRAMES, STEPS, EditRequest
 from kiwi_cli.sources import open_reference
 from kiwi_cli.video import (
     Clip,
     FrameWriter,
     Mask,
     Size,
+    SourceFrame,
     Span,
     check_output,
     load_mask,
@@ -33,12 +35,13 @@ from kiwi_cli.video import (
     read_frames,
     requested_size,
     select,
+    size_of_area,
     working_size,
     write_sheet,
 )
-from kiwi_cli.weights import hub, lora, raw
-from kiwi_cli.weights.fetch import Access
-from kiwi_cli.weights.layout import PICKLES, RELEASED
+from kiwi_cli.weights import hub, lora
+from kiwi_cli.weights.settings import ModelSettings, read_settings
+from kiwi_cli.windows import Windows, edited
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,12 +64,14 @@ class EditPlan:
     """A request that can be carried out, and what will be done.
 
     Attributes:
-        size: working size. output: the file or folder that will be written.
+        size: working size. steps: of the schedule. output: the file or folder that will be written.
         extras: what is written beside it, by kind: 'comparison', 'sheet', 'sidecar'.
         model: the checkpoint's folder, or None while it has to be fetched or converted first.
         commit: of a model from the Hub, when known.
         parameters: of the model, stored; 0 when not known yet.
         notices: what is not as the clip was or as was asked for, in words.
+        settings: what the model says of its use. windows: how the clip is cut for a model that takes a few frames at a
+            time; None when it is edited in one piece.
     """
 
     request: EditRequest
@@ -80,6 +85,9 @@ class EditPlan:
     mask: Mask | None = None
     extras: dict[str, Path] = field(default_factory=dict)
     commit: str | None = None
+    steps: int = STEPS
+    settings: ModelSettings = field(default_factory=ModelSettings)
+    windows: Windows | None = None
 
 
 @dataclass
@@ -104,8 +112,11 @@ class EditResult:
     approximations: list[str] = field(default_factory=list)
 
 
-def plan(request: EditRequest) -> EditPlan:
+def plan(request: EditRequest, found: tuple[Path | None, int, str | None] | None = None) -> EditPlan:
     """Check a request against the files it names.
+
+    Args:
+        found: the model as `find_model` gives it, when it is known already.
 
     Raises:
         UsageError, MediaError, CheckpointError: the first thing that cannot be, with what to do about it.
@@ -120,23 +131,30 @@ def plan(request: EditRequest) -> EditPlan:
         check_output(path, overwrite=request.overwrite)
     if "sidecar" in extras and extras["sidecar"].exists() and not request.overwrite:
         raise UsageError(f"output exists: '{extras['sidecar']}'", "pass --overwrite, or another --output")
+    mask = load_mask(request.mask, clip, feather=request.feather) if request.mask is not None else None
+    for path in request.references:
+        open_reference(path)
+    model, parameters, commit = found or find_model(request)
+    settings = read_settings(model) if model is not None else ModelSettings()
     span = select(
         clip,
         start=request.start,
         duration=request.duration,
-        frames=MAX_FRAMES if request.frames is None else request.frames,
+        frames=(MAX_FRAMES if settings.frames is None else None) if request.frames is None else request.frames,
         fps=request.fps,
     )
-    size = working_size(*clip.display_size, request.size)
-    mask = load_mask(request.mask, clip, feather=request.feather) if request.mask is not None else None
-    for path in request.references:
-        open_reference(path)
-    model, parameters, commit = find_model(request)
+    windows = Windows.of(span.frame_count, settings.frames, span.exact) if request.frames is None else None
+    size = size_for(clip, request, settings)
     find_loras(request)
     if request.gguf is not None and not request.gguf.is_file():
         raise UsageError(f"GGUF file not found: '{request.gguf}'", "pass an existing .gguf file")
-    work = EditPlan(request, clip, span, size, output, model, parameters, (), mask, extras, commit)
+    steps = request.steps or settings.steps or STEPS
+    work = EditPlan(
+        request, clip, span, size, output, model, parameters, (), mask, extras, commit, steps, settings, windows
+    )
     notices = [*clip.notices, *span.notices, *changes(work)]
+    if settings.offers:
+        notices.append(f"the model is good for: {', '.join(settings.offers)}")
     notices += (_open_writer(work, output)).notices
     if "comparison" in extras:
         notices += [note for note in _open_comparison(work).notices if note not in notices]
@@ -165,38 +183,54 @@ def run(
     if pipe is None:
         work = prepare(work, console)
     report("read", 0, 1)
-    frames = read_clip(work)
+    whole = read_clip(work) if work.windows is None else None  # windows are read as they are edited
+    count = work.span.frame_count if whole is None else len(whole)
     references = [open_reference(path) for path in request.references]
     report("read", 1, 1)
     loading = time.perf_counter()
     applied: Sequence[lora.Applied] = ()
     if pipe is None:
         report("load", 0, 1)
-        pipe = load(work)
-        applied = apply_loras(work, pipe, console)
+        assert work.model is not None
+        pipe = load(work.model, request)
+        applied = apply_loras(request, pipe, console)
         tune(pipe, request, console)
         report("load", 1, 1)
     seconds = {"load": time.perf_counter() - loading}
     dtype = str(pipe.compute_dtype).removeprefix("torch.")
-    settings = record.describe(work, work.model, len(frames), dtype, str(pipe.device), applied)
+    settings = record.describe(work, work.model, count, dtype, str(pipe.device), applied)
     text = {"kiwi": json.dumps(settings, ensure_ascii=False)}
     writers = [_open_writer(work, work.output, text)]
     if "comparison" in work.extras:
         writers.append(_open_comparison(work, text))
-    report("instruction", 0, 1)
-    call: dict[str, Any] = {"steps": request.steps, "seed": request.seed, "progress": report}
+    call: dict[str, Any] = {"steps": work.steps, "seed": request.seed}
     if request.solver != "euler" or request.cache != "off":
         from kiwi_cli.caches import StepCache
 
         call |= {"solver": request.solver, "cache": StepCache.of(request.cache, request.cache_threshold)}
-    if not parallel.is_first():
-        pipe(frames, request.prompt, references, output="latents", **call)
+    first = parallel.is_first()
+    told_once = iter([console.note] if console else [])
+
+    def edit(frames: np.ndarray, progress: Callable[[str, int, int], None]) -> Iterator[np.ndarray]:
+        if not first:
+            pipe(frames, request.prompt, references, output="latents", progress=progress, **call)
+            return iter(())
+        notify = next(told_once, None)  # the first window speaks for all
+        return pipe(frames, request.prompt, references, output="stream", progress=progress, notify=notify, **call)
+
+    if whole is None:
+        assert work.windows is not None
+        stream = edited((frame.rgb for frame in _frames(work)), work.windows, edit, report)
+    else:
+        report("instruction", 0, 1)
+        stream = edit(whole, report)
+    if not first:
+        for _ in stream:
+            pass
         parallel.leave()
         raise SystemExit(0)  # this process has done its share; the first one decodes and writes
-    notify = console.note if console else None
-    stream = pipe(frames, request.prompt, references, output="stream", notify=notify, **call)
     with ExitStack() as stack:
-        stack.enter_context(closing(stream))
+        stack.enter_context(closing(stream))  # type: ignore[type-var]
         for writer in reversed(writers):  # the output itself is finished first
             stack.enter_context(writer)
         for chunk in stream:
@@ -221,63 +255,9 @@ def run(
     )
 
 
-# -- the model --------------------------------------------------------------------------------------------------
-
-
-def find_model(request: EditRequest) -> tuple[Path | None, int, str | None]:
-    """The request's model as it is on this machine: (folder, stored parameters, commit), checked by its headers.
-
-    The folder is None when the model has to be fetched or converted first.
-
-    Raises:
-        CheckpointError: no such model, broken files, or missing ones that may not be fetched.
-        UsageError: a revision of a folder.
-    """
-    folder, commit = Path(request.model).expanduser(), None
-    if not folder.exists():
-        repo, variant = hub.resolve(request.model)
-        revision = request.revision or (variant.revision if variant else "main")
-        cached = Access().cached(repo)
-        commit, whole = cached.commit(revision), cached.whole(revision, RELEASED)
-        if whole is None:
-            if not request.download:
-                raise hub.missing_error(request.model, repo)
-            return None, (variant.bytes or 0) // 2 if variant else 0, commit
-        folder = whole
-    elif request.revision is not None:
-        raise UsageError(f"--revision is for models on the Hub, not for '{request.model}'", "leave it out")
-    elif folder.is_file() or (raw.is_raw_folder(folder) and not (folder / "model_index.json").exists()):
-        return None, 0, None
-    weights.check_layout(folder)
-    return folder, weights.parameter_count(folder), commit
-
-
-def find_loras(request: EditRequest) -> list[lora.LoraSpec]:
-    """The request's LoRAs; files that are here are opened, those on the Hub are left for later.
-
-    Raises:
-        UsageError: not understood. CheckpointError: not found, or broken.
-    """
-    specs = [lora.LoraSpec.parse(text) for text in request.loras]
-    for spec in specs:
-        try:
-            path = lora.locate(spec, Access(download=False))
-        except CheckpointError:
-            if request.download and _on_the_hub(spec.source):
-                continue
-            raise
-        weights.TensorFiles.open_file(path)
-    return specs
-
-
-def _on_the_hub(source: str) -> bool:
-    """Whether a LoRA that is not here has the form owner/name or owner/name/FILE.safetensors."""
-    file = source.endswith((".safetensors", *PICKLES))
-    return source[0] not in "./~" and source.count("/") == (2 if file else 1)
-
-
 def prepare(work: EditPlan, console: Console | None = None) -> EditPlan:
-    """The plan with its model on this machine: fetched or converted if need be.
+    """The plan with its model on this machine: fetched or converted if need be, and made again for one that turns out
+    to have a size, a length or steps of its own.
 
     A large model on a CPU that was not asked for is refused before it is fetched.
 
@@ -295,58 +275,9 @@ def prepare(work: EditPlan, console: Console | None = None) -> EditPlan:
     parameters = weights.parameter_count(folder)
     refuse_large_on_cpu(parameters, request.device)
     commit = None if Path(request.model).expanduser().exists() else find_model(request)[2]
+    if read_settings(folder) != work.settings:
+        return plan(request, (folder, parameters, commit))
     return replace(work, model=folder, parameters=parameters, commit=commit)
-
-
-def load(work: EditPlan) -> KiwiPipeline:
-    """The plan's model on its device."""
-    from kiwi_cli.attention import choose_attention
-    from kiwi_cli.devices import choose_device
-    from kiwi_cli.pipeline import KiwiPipeline
-
-    request = work.request
-    assert work.model is not None
-    device = parallel.join(request.device).device if parallel.team_size() > 1 else request.device
-    choose_attention(request.attention, choose_device(device))  # before anything is read
-    return KiwiPipeline.from_pretrained(
-        str(work.model), device, request.dtype, memory=request.memory, max_memory=request.max_memory
-    )
-
-
-def tune(pipe: KiwiPipeline, request: EditRequest, console: Console | None = None) -> None:
-    """What is done to a loaded model for memory and speed, in the only order that works: weights, kernels, graphs,
-    then the hooks of several processes."""
-    from kiwi_cli.attention import APPROXIMATE, choose_attention, set_attention
-
-    if request.gguf is not None:
-        from kiwi_cli.gguf_weights import load_gguf
-
-        load_gguf(pipe, request.gguf)
-    if request.quantize != "as-stored":
-        from kiwi_cli.quantize import quantize
-
-        quantize(pipe, request.quantize)
-    kernel = choose_attention(request.attention, pipe.device)
-    set_attention(pipe.transformer, kernel)
-    if kernel in APPROXIMATE:
-        pipe.alterations.append(f"attention {kernel}: NOT exact, computed in 8 bits")
-    if console is not None:
-        for line in pipe.alterations:
-            console.note(line)
-    if request.compile:
-        from kiwi_cli.compilation import compile_model
-
-        compile_model(pipe.transformer)
-    if parallel.team_size() > 1:
-        parallel.share(pipe.transformer, parallel.join(request.device))
-
-
-def apply_loras(work: EditPlan, pipe: KiwiPipeline, console: Console | None = None) -> Sequence[lora.Applied]:
-    """Merge the request's LoRAs into a loaded model."""
-    specs = find_loras(work.request)
-    if not specs:
-        return ()
-    return lora.apply(pipe.transformer, specs, Access(download=work.request.download, console=console))
 
 
 # -- the clip and what is written -------------------------------------------------------------------------------
@@ -359,12 +290,17 @@ def read_clip(work: EditPlan) -> np.ndarray:
     shape = (work.span.frame_count, work.size.height, work.size.width, 3)
     frames = np.empty(shape, dtype=np.uint8)
     count = 0
-    for frame in read_frames(work.clip, work.span, size=work.size, fit=work.request.fit):  # type: ignore[arg-type]
+    for frame in _frames(work):
         if count == len(frames):  # the count was an estimate
             frames = np.concatenate([frames, np.empty_like(frames[: max(1, count // 4)])])
         frames[count] = frame.rgb
         count += 1
     return frames[:count]
+
+
+def _frames(work: EditPlan) -> Iterator[SourceFrame]:
+    """The span's frames at the working size, one at a time."""
+    return read_frames(work.clip, work.span, size=work.size, fit=work.request.fit)  # type: ignore[arg-type]
 
 
 def default_output(clip: Clip) -> Path:
@@ -411,14 +347,33 @@ def changes(work: EditPlan) -> list[str]:
     notices = []
     asked = requested_size(work.request.size)
     if asked is not None and asked != work.size:
-        notices.append(f"working at {work.size}, the nearest multiple of 32 to {asked}")
-    if work.size != work.clip.size:
+        notices.append(f"working at {work.size}, the nearest multiple of {work.settings.multiple} to {asked}")
+    if own := worked(work):
+        notices.append(own)
+    elif work.size != work.clip.size:
         notices.append(f"the clip is {work.clip.size}; it is edited at {work.size} and scaled back")
     frames = work.span.frame_count
-    if work.span.exact and (more := padded_frame_count(frames) - frames):
+    if work.windows is not None:
+        notices.append(f"worked in {work.windows}: each is an edit of its own, with the same seed")
+    elif work.span.exact and (more := padded_frame_count(frames) - frames):
         times = "once" if more == 1 else f"{more} times"
         notices.append(f"the model works on {frames + more} frames: it sees the last one {times} more")
     return notices
+
+
+def worked(work: EditPlan) -> str | None:
+    """What a model's own working size does to the picture; None when it has none, or nothing is lost by it."""
+    chosen = work.settings.pixels is not None and work.request.size is None
+    if not chosen or work.size.width * work.size.height >= work.clip.width * work.clip.height:
+        return None
+    return f"worked at {work.size}, scaled to {work.clip.size}: the picture is softer than the source"
+
+
+def size_for(clip: Clip, request: EditRequest, settings: ModelSettings) -> Size:
+    """The working size: as asked for, else the model's own area, else the clip's size within the default budget."""
+    if request.size is None and settings.pixels is not None:
+        return size_of_area(*clip.display_size, settings.pixels, settings.multiple)
+    return working_size(*clip.display_size, request.size, settings.multiple)
 
 
 def _open_writer(

@@ -54,7 +54,7 @@ def describe(
         "mask": _mask(request.mask, base),
         "feather": request.feather,
         "seed": request.seed,
-        "steps": request.steps,
+        "steps": work.steps,
         "solver": request.solver,
         "cache": request.cache,
         "cache_threshold": request.cache_threshold,
@@ -64,6 +64,7 @@ def describe(
         "frames": frames,
         "fps": request.fps,
         "size": str(work.size),
+        "worked": _worked(work),
         "fit": request.fit,
         "keep_rest": request.keep_rest,
         "codec": request.codec,
@@ -78,6 +79,16 @@ def describe(
         "dtype": dtype,
         "device": device,
     }
+
+
+def _worked(work: EditPlan) -> str | None:
+    """How a model with a size and a length of its own worked on the clip, in words; None for any other."""
+    parts = []
+    if work.settings.pixels is not None and work.request.size is None:
+        parts.append(f"at {work.size}, scaled to {work.clip.size}")
+    if work.windows is not None:
+        parts.append(f"in {work.windows}")
+    return "; ".join(parts) or None
 
 
 def model_name(name: str, base: Path) -> str:

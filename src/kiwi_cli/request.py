@@ -13,6 +13,8 @@ from kiwi_cli.tasks import final_instruction
 
 MAX_FRAMES = 81
 """What the released models are trained and published with; `--frames` goes beyond it."""
+STEPS = 50
+"""Of the released schedule. A model may say another number of its own, and how many frames (weights/settings.py)."""
 
 # As sampling.py and caches.py have them, which need torch. Step cache `mag` wants measured ratios: Python only.
 SOLVERS = ("euler", "unipc")
@@ -33,7 +35,9 @@ class EditRequest:
         output: None is beside the input, `clip-edited.mp4`.
         model: a variant's name, a Hub id or a folder. revision: branch, tag or commit of one on the Hub.
         loras: FILE or ID, each with an optional ':weight'.
-        start, duration: seconds. frames: at most this many go through the model; None is 81.
+        steps: of the schedule; None is the model's own number, or 50.
+        start, duration: seconds. frames: at most this many go through the model, in one piece; None is 81, or all
+            with a model that works on a few at a time.
         fps: frames a second given to the model, or None for all.
         size: working size as `working_size` takes it. fit: how the clip is placed in it.
         mask: 'x,y,w,h' or the path of a picture, video or folder; white is edited. feather: pixels.
@@ -56,7 +60,7 @@ class EditRequest:
     loras: tuple[str, ...] = ()
     task: str | None = None
     raw: bool = False
-    steps: int = 50
+    steps: int | None = None
     seed: int = 0
     start: float = 0.0
     duration: float | None = None
@@ -100,7 +104,7 @@ class EditRequest:
             UsageError: the first such thing.
         """
         final_instruction(self.instruction, self.task, self.raw)
-        if self.steps < 1:
+        if self.steps is not None and self.steps < 1:
             raise UsageError(f"--steps must be at least 1, not {self.steps}", "50 is the released default")
         if not 0 <= self.seed < 2**64:
             raise UsageError(f"--seed must be from 0 to 2**64 - 1, not {self.seed}", "any such number will do")

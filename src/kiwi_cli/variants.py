@@ -1,4 +1,4 @@
-"""The released Kiwi-Edit models: names people type, where each one is, what it is for and how it scored.
+"""The models by name, released and embedded: where each one is, what it is for and how it scored.
 
 One frozen table; everything that depends on which model it is reads it from here or from the checkpoint's own
 configs, never from a substring of a path.
@@ -77,12 +77,14 @@ _STAGE3_REFERENCE = (
 
 @dataclass(frozen=True)
 class Variant:
-    """One released model.
+    """One model.
 
     Attributes:
         name: what `--model` takes.
-        repo, revision: where it is on the Hub.
-        kind: 'released' (a complete checkpoint) or 'raw' (trained parameters only: converted with the base models).
+        repo, revision: where it is on the Hub; an embedded model has none.
+        kind: 'released' (a complete checkpoint), 'raw' (trained parameters only: converted with the base models) or
+            'embedded' (its weights lie in the package). What an embedded model is good for stands in its own folder
+            (`weights.settings`), so that nothing is offered here that it was not found to do.
         tasks: which commands it is for.
         summary: one line for lists.
         size: width and height it was trained and scored at; frames: how many at most.
@@ -93,7 +95,7 @@ class Variant:
 
     name: str
     repo: str
-    kind: Literal["released", "raw"]
+    kind: Literal["released", "raw", "embedded"]
     tasks: tuple[str, ...]
     summary: str
     size: tuple[int, int] = (1280, 704)
@@ -179,6 +181,14 @@ VARIANTS = (
         references_first=True,
         scores=_STAGE3_REFERENCE,
     ),
+    Variant(
+        "tiny",
+        "",
+        "embedded",
+        ("edit", "ref-edit"),
+        "small, part of kiwi itself: runs on any CPU, without a network",
+        licence="Apache-2.0: trained from scratch by this project",
+    ),
 )
 
 DEFAULT_EDIT = "instruct-reference"
@@ -187,7 +197,7 @@ DEFAULT_REF_EDIT = "reference-only"
 
 def find_variant(name: str) -> Variant | None:
     """The variant of that name or repository, or None."""
-    return next((v for v in VARIANTS if name in (v.name, v.repo)), None)
+    return next((v for v in VARIANTS if name and name in (v.name, v.repo)), None)
 
 
 def complete_names(incomplete: str) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from kiwi_cli.bench.random_model import random_pipeline
 from kiwi_cli.checkpoint import Parts, load_parts
 from kiwi_cli.errors import CheckpointError
 from kiwi_cli.train import exports
+from kiwi_cli.train.model import KiwiTrainModel
 from kiwi_cli.vae import decode_stream, encode_stream
 from kiwi_cli.weights import TensorFiles, lora
 from kiwi_cli.weights.fetch import Access
@@ -31,19 +32,10 @@ DIT_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"
 OFFLINE = Access(download=False)
 
 
-class Trained(nn.Module):
-    """The parts as training holds them."""
-
-    def __init__(self, parts: Parts) -> None:
-        super().__init__()
-        for name in exports.PARTS:
-            setattr(self, name, getattr(parts, name))
-
-
 @pytest.fixture
 def model() -> Any:
     """The small checkpoint after a training: LoRA on the language model, everything else changed outright."""
-    trained = Trained(load_parts(CHECKPOINT, torch.float32, "cpu"))
+    trained = KiwiTrainModel.from_folder(CHECKPOINT)
     add_lora(trained.mllm_encoder.qwen.language_model, TARGETS)
     for name, parameter in trained.named_parameters():
         language = ".qwen." in name
@@ -207,7 +199,7 @@ def test_raw_from_a_base_of_its_own_settings(model: Any, tmp_path: Path) -> None
 
 
 def test_a_lora_for_edits_and_for_diffusers(tmp_path: Path) -> None:
-    model = Trained(load_parts(CHECKPOINT, torch.float32, "cpu"))
+    model = KiwiTrainModel.from_folder(CHECKPOINT)
     with pytest.raises(CheckpointError, match="0 LoRAs"):
         exports.export_lora(model, tmp_path / "none.safetensors")
     add_lora(model.transformer, DIT_TARGETS)

@@ -349,7 +349,8 @@ def test_names_complete_in_the_shell() -> None:
     from kiwi_cli.variants import VARIANTS, complete_names
 
     assert [name for name, _ in complete_names("stage3")] == ["stage3-720p", "stage3-reference"]
-    assert len({v.name for v in VARIANTS} | {v.repo for v in VARIANTS}) == 16
+    assert len({v.name for v in VARIANTS} | {v.repo for v in VARIANTS if v.repo}) == 8 + 9
+    assert all((v.kind == "embedded") == (not v.repo) for v in VARIANTS)
     for variant in VARIANTS:
         for score in variant.scores:
             mean = sum(value for _, value in score.columns) / len(score.columns)
@@ -363,5 +364,6 @@ def test_the_documentation_names_every_model_and_score() -> None:
     text = (CHECKPOINT.parents[1] / "docs" / "weights.md").read_text(encoding="utf-8")
     for variant in VARIANTS:
         scored, placed = [line for line in text.splitlines() if line.startswith(f"| `{variant.name}`")]
-        assert all(f"{score.overall:.2f}" in scored for score in variant.scores) and f"`{variant.repo}`" in placed
-        assert ("raw" in scored) == (variant.kind == "raw")
+        assert all(f"{score.overall:.2f}" in scored for score in variant.scores)
+        assert (f"`{variant.repo}`" if variant.repo else "part of the package") in placed
+        assert all((kind in scored) == (variant.kind == kind) for kind in ("raw", "embedded"))

@@ -39,7 +39,10 @@ def doctor(as_json: options.AsJson = False) -> None:
         rows += [("", check.hint)] if check.hint else []
     lines = [aligned(rows, 8 + width)]
     good = checks.usable(found)
-    lines.append("kiwi edit can run here" if good else "kiwi edit cannot run here as it is")
-    Console(as_json=as_json).result("\n".join(lines), {"usable": good, "checks": [asdict(check) for check in found]})
+    own = checks.runs_anyway(found)
+    only = f", except with --model {own}" if own else ""
+    lines.append("kiwi edit can run here" if good else f"kiwi edit cannot run here as it is{only}")
+    data = {"usable": good, "runs_anyway": own, "checks": [asdict(check) for check in found]}
+    Console(as_json=as_json).result("\n".join(lines), data)
     if not good:
         raise typer.Exit(EXIT_FAILED)

@@ -84,11 +84,23 @@ def download(
     if repair and not verify:
         raise UsageError("--repair needs --verify", "pass both: kiwi download MODEL --verify --repair")
     console = Console(quiet=quiet, as_json=as_json, verbose=verbose)
+    from kiwi_cli.weights import embedded
     from kiwi_cli.weights.fetch import Access
 
     access = Access(cache_dir, token, True, console) if cache_dir else Access(token=token, console=console)
+    own = None if list_ else embedded.named(model)
     if list_:
         list_models(access, console)
+    elif own is not None:
+        if remove or revision is not None:
+            what = "removed" if remove else "had in another revision"
+            raise UsageError(f"'{model}' is part of kiwi itself and cannot be {what}", "leave it as it is")
+        folder = embedded.ensure(own)
+        if verify:
+            verify_embedded(own, folder, console)
+        else:
+            console.note(f"'{model}' is part of kiwi itself: nothing to fetch")
+            console.result(str(folder), {"model": model, "path": str(folder)})
     elif remove:
         remove_model(model, access, console)
     elif verify:
@@ -104,53 +116,74 @@ def download(
 
 def list_models(access: Access, console: Console) -> None:
     """Every variant with its state in the cache."""
-    rows = []
-    for variant in VARIANTS:
-        row = {
-            "name": variant.name,
-            "repo": variant.repo,
-            "kind": variant.kind,
-            "tasks": list(variant.tasks),
-            "bytes": variant.bytes,
-            "cached": state(variant, access),
-            "cached_bytes": access.cached(variant.repo).size(),
-            "scores": [describe_score(score) for score in variant.scores],
-            "size": list(variant.size),
-            "frames": variant.frames,
-            "licence": variant.licence,
-            "summary": variant.summary,
-        }
-        rows.append(row)
-    lines = [f"{'model':<19}{'cached':<10}{'size':>9}  {'for':<16}{'best published score'}"]
+    rows = [describe(variant, access) for variant in VARIANTS]
+    lines = [f"{'model':<19}{'here':<10}{'size':>9}  {'for':<16}{'best published score'}"]
     for variant, row in zip(VARIANTS, rows, strict=True):
         score = f"{variant.scores[0].overall:.2f} {variant.scores[0].benchmark}" if variant.scores else "-"
-        held = access.cached(variant.repo).size() or variant.bytes
+        if row["offers"]:
+            score = ", ".join(row["offers"])
+        held = row["cached_bytes"] or variant.bytes
         size = format_bytes(held) if held else "?"
         lines.append(f"{variant.name:<19}{row['cached']:<10}{size:>9}  {', '.join(variant.tasks):<16}{score}")
         if console.verbose:
-            lines += [f"    {text}" for text in details(variant)]
+            lines += [f"    {text}" for text in details(variant, row)]
     if console.verbose:
         lines.append(f"cache: {access.root}")
     console.result("\n".join(lines), {"cache": str(access.root), "models": rows})
 
 
+def describe(variant: Variant, access: Access) -> dict[str, Any]:
+    """A model for `--json`; its keys are documented in docs/json.md."""
+    from kiwi_cli.weights import embedded
+    from kiwi_cli.weights.settings import ModelSettings, read_settings
+
+    own = variant.kind == "embedded"
+    here = embedded.find(variant) if own else None
+    settings = read_settings(here) if here is not None else ModelSettings()
+    return {
+        "name": variant.name,
+        "repo": variant.repo or None,
+        "kind": variant.kind,
+        "tasks": list(variant.tasks),
+        "bytes": variant.bytes,
+        "cached": state(variant, access),
+        "cached_bytes": embedded.size(variant) if own else access.cached(variant.repo).size(),
+        "scores": [describe_score(score) for score in variant.scores],
+        "size": None if own else list(variant.size),
+        "frames": settings.frames if own else variant.frames,
+        "pixels": settings.pixels,
+        "steps": settings.steps,
+        "offers": list(settings.offers),
+        "licence": variant.licence,
+        "summary": variant.summary,
+    }
+
+
 def state(variant: Variant, access: Access) -> str:
     """'yes', 'partly' or 'no'."""
+    from kiwi_cli.weights import embedded
     from kiwi_cli.weights.hub import peek
 
+    if variant.kind == "embedded":
+        return "yes" if embedded.find(variant) else "no"
     if peek(variant.repo, variant.revision, access):
         return "yes"
     return "partly" if access.cached(variant.repo).size() else "no"
 
 
-def details(variant: Variant) -> list[str]:
-    """The lines of `--list -v`."""
+def details(variant: Variant, row: dict[str, Any]) -> list[str]:
+    """The lines of `--list -v` and `kiwi show MODEL`; `row` as `describe` makes it."""
     width, height = variant.size
-    lines = [
-        variant.summary,
-        f"https://huggingface.co/{variant.repo}",
-        f"up to {variant.frames} frames, {width}x{height}",
-    ]
+    lines = [variant.summary]
+    if variant.kind == "embedded":
+        if row["cached"] != "yes":
+            return [*lines, "not in this installation", variant.licence]
+        if row["pixels"]:
+            length = f", {row['frames']} frames at a time" if row["frames"] else ""
+            lines.append(f"works at about {row['pixels']:,} pixels{length}, whatever the clip's size and length")
+        lines.append(f"good for: {', '.join(row['offers']) or 'it does not say'}")
+        return [*lines, variant.licence]
+    lines += [f"https://huggingface.co/{variant.repo}", f"up to {variant.frames} frames, {width}x{height}"]
     if variant.kind == "raw":
         lines.append(f"trained parameters only: converted once, with {QWEN_REPO} and {WAN_REPO}")
     for score in variant.scores:
@@ -225,6 +258,14 @@ def verify_model(model: str, revision: str | None, repair: bool, access: Access,
         hub.repair(repo, wanted, [path for path, _ in bad], access)
     text = f"{count} files checked, {len(bad)} repaired" if bad else f"{count} files checked, all good"
     console.result(text, {"model": model, "checked": count, "repaired": [path for path, _ in bad]})
+
+
+def verify_embedded(variant: Variant, folder: Path, console: Console) -> None:
+    """Every header of a model in the package."""
+    from kiwi_cli.weights import open_all
+
+    count = len(open_all(folder))
+    console.result(f"{count} files checked, all good", {"model": variant.name, "checked": count, "repaired": []})
 
 
 def remove_model(model: str, access: Access, console: Console) -> None:

@@ -54,7 +54,7 @@ def edit(
     compare: options.Compare = None,
     sheet: options.Sheet = False,
     sidecar: options.Sidecar = False,
-    steps: options.Steps = 50,
+    steps: options.Steps = None,
     solver: options.Solver = "euler",
     cache: options.Cache = "off",
     cache_threshold: options.CacheThreshold = None,
@@ -123,7 +123,7 @@ def ref_edit(
     compare: options.Compare = None,
     sheet: options.Sheet = False,
     sidecar: options.Sidecar = False,
-    steps: options.Steps = 50,
+    steps: options.Steps = None,
     solver: options.Solver = "euler",
     cache: options.Cache = "off",
     cache_threshold: options.CacheThreshold = None,
@@ -186,7 +186,11 @@ def carry_out(request: EditRequest, console: Console, dry_run: bool) -> None:
         console.note(f"note: {notice}")
     console.note(f"editing {count(work.span.frame_count, 'frame')} of '{request.input}' at {work.size}")
     console.note(f"instruction: {request.prompt}")
+    told = work.notices
     work = job.prepare(work, console)  # a download has a display of its own
+    for notice in work.notices:
+        if notice not in told:
+            console.note(f"note: {notice}")
     with console.stages(job.STAGES) as stages:
         result = job.run(work, stages, console=console)
     for notice in result.notices[len(work.notices) :]:
@@ -217,6 +221,7 @@ def report(work: EditPlan, result: EditResult, seconds: dict[str, float]) -> dic
         "height": result.size.height,
         "fps": float(work.clip.fps),
         "working_size": str(work.size),
+        "windows": work.windows.data if work.windows else None,
         "device": result.device,
         "dtype": result.dtype,
         "settings": result.settings,

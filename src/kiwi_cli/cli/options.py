@@ -89,7 +89,8 @@ Frames = Annotated[
     typer.Option(
         "--frames",
         metavar="N",
-        help="Edit at most this many frames. Default: 81, what the models are made for.",
+        help="Edit at most this many frames, in one piece. Default: 81, what the models are made for; all, a few at "
+        "a time, with a model that says so.",
         rich_help_panel=CLIP,
         show_default=False,
     ),
@@ -141,7 +142,7 @@ WorkingSize = Annotated[
         "--size",
         metavar="SIZE",
         help="Size the model works at: 720p, 480p, source or WIDTHxHEIGHT. The result has the clip's own. "
-        "Default: the clip's, up to 1280x720 pixels.",
+        "Default: the clip's, up to 1280x720 pixels, or the model's own.",
         envvar="KIWI_SIZE",
         rich_help_panel=WHERE,
         autocompletion=choices(*SIZES),
@@ -329,13 +330,14 @@ Sidecar = Annotated[
 # -- the run ----------------------------------------------------------------------------------------------------
 
 Steps = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--steps",
         metavar="N",
-        help="Denoising steps; fewer is faster and rougher.",
+        help="Denoising steps; fewer is faster and rougher. Default: 50, or the model's own number.",
         envvar="KIWI_STEPS",
         rich_help_panel=RUN,
+        show_default=False,
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Another seed gives another edit.", rich_help_panel=RUN)]

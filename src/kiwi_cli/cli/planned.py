@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from kiwi_cli import estimate, machine
@@ -25,6 +26,7 @@ def text(work: EditPlan) -> str:
         ("sound", _sound(work)),
         ("read", _span(work)),
         ("resized", f"{work.clip.size} -> {work.size} ({work.request.fit}), and back"),
+        *((("windows", f"{work.windows}"),) if work.windows else ()),
         ("padded", _padding(work)),
         ("tokens", f"{found.tokens:,}, and {found.context:,} of instruction"),
         ("instruction", work.request.prompt),
@@ -32,7 +34,7 @@ def text(work: EditPlan) -> str:
         *((("mask", f"{work.request.mask}, feather {work.request.feather} px"),) if work.mask else ()),
         ("model", _model(work)),
         *(("lora", text) for text in work.request.loras),
-        ("steps", f"{work.request.steps}, seed {work.request.seed}"),
+        ("steps", f"{work.steps}, seed {work.request.seed}"),
         ("work", f"{_tflop(found.tflop)} in all, {_tflop(found.step_tflop)} a step (estimate)"),
         ("memory", _memory(work, found, shape_known)),
         ("time", _time(place, rate)),
@@ -65,13 +67,14 @@ def data(work: EditPlan) -> dict[str, Any]:
         },
         "start": float(work.span.start),
         "frames": work.span.frame_count,
-        "padded_frames": padded_frame_count(work.span.frame_count),
+        "padded_frames": padded_frame_count(_at_once(work)),
+        "windows": work.windows.data if work.windows else None,
         "working_size": str(work.size),
         "fit": work.request.fit,
         "instruction": work.request.prompt,
         "model": work.request.model,
         "model_path": None if work.model is None else str(work.model),
-        "steps": work.request.steps,
+        "steps": work.steps,
         "seed": work.request.seed,
         "estimate": {
             **estimate.describe(found),
@@ -91,8 +94,15 @@ def _estimate(work: EditPlan) -> tuple[estimate.Estimate, bool]:
     shape = estimate.RELEASED_5B if work.model is None else estimate.read_shape(work.model)
     on_cpu = work.request.device == "cpu" or not machine.gpus()
     item = ITEM.get(work.request.dtype, 4 if on_cpu else 2)
-    frames, references = work.span.frame_count, len(work.request.references)
-    return estimate.estimate(shape, work.size, frames, references, work.request.steps, item), work.model is not None
+    found = estimate.estimate(shape, work.size, _at_once(work), len(work.request.references), work.steps, item)
+    if work.windows is not None:
+        found = replace(found, tflop=found.tflop * work.windows.count)
+    return found, work.model is not None
+
+
+def _at_once(work: EditPlan) -> int:
+    """Frames that the model is given at a time."""
+    return work.span.frame_count if work.windows is None else work.windows.frames
 
 
 def _device(work: EditPlan) -> str:
@@ -126,9 +136,9 @@ def _span(work: EditPlan) -> str:
 
 
 def _padding(work: EditPlan) -> str:
-    padded = padded_frame_count(work.span.frame_count)
+    padded = padded_frame_count(_at_once(work))
     latents = count((padded - 1) // 4 + 1, "latent frame")
-    return f"to {count(padded, 'frame')} (4k + 1): {latents}"
+    return f"to {count(padded, 'frame')} (4k + 1): {latents}{' a window' if work.windows else ''}"
 
 
 def _model(work: EditPlan) -> str:

@@ -11,19 +11,29 @@ import typer
 from kiwi_cli.cli import app, options
 from kiwi_cli.console import Console, aligned
 from kiwi_cli.errors import UsageError
+from kiwi_cli.variants import Variant, complete_names, find_variant
 
 LABEL = 17  # columns
 INPUTS = "The inputs"
 UNSAID = ("format", "typed", "raw", "input", "references", "loras", "gguf", "mask", "checkpoint", "max_frames")
 
+Shown = Annotated[
+    Path,
+    typer.Argument(
+        metavar="OUTPUT",
+        help="A result of kiwi, its sidecar (.json), or a model's name.",
+        autocompletion=complete_names,
+        show_default=False,
+    ),
+]
 Result = Annotated[
     Path, typer.Argument(metavar="OUTPUT", help="A result of kiwi, or its sidecar (.json).", show_default=False)
 ]
 
 
 @app.command()
-def show(output: Result, as_json: options.AsJson = False) -> None:
-    """Print how an output was made.
+def show(output: Shown, as_json: options.AsJson = False) -> None:
+    """Print how an output was made, or what a model is.
 
     It is read from the file itself, or from the sidecar beside it where there is one.
 
@@ -32,11 +42,28 @@ def show(output: Result, as_json: options.AsJson = False) -> None:
       kiwi show clip-edited.mp4
 
       kiwi show clip-edited.mp4 --json
+
+      kiwi show instruct-reference
     """
+    variant = None if output.exists() else find_variant(str(output))
+    if variant is not None:
+        show_model(variant, Console(as_json=as_json))
+        return
     from kiwi_cli.record import read_settings
 
     settings, found = read_settings(output)
     Console(as_json=as_json).result(text(settings), {"output": str(output), "source": str(found), "settings": settings})
+
+
+def show_model(variant: Variant, console: Console) -> None:
+    """What a model is, what it is good for, and whether it is here."""
+    from kiwi_cli.cli.download import describe, details
+    from kiwi_cli.weights.fetch import Access
+
+    row = describe(variant, Access())
+    rows = [("model", variant.name), ("for", ", ".join(variant.tasks)), ("here", row["cached"])]
+    rows += [("", line) for line in details(variant, row)]
+    console.result(aligned(rows, LABEL), row)
 
 
 @app.command()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         padded_frame_count,
         placement,
         requested_size,
+        size_of_area,
         working_size,
     )
     from kiwi_cli.video.mask import Mask, load_mask
@@ -51,6 +52,7 @@ _HOMES = {
         "padded_frame_count",
         "placement",
         "requested_size",
+        "size_of_area",
         "working_size",
     ),
     "mask": ("Mask", "load_mask"),
@@ -93,6 +95,7 @@ __all__ = [
     "read_metadata",
     "requested_size",
     "select",
+    "size_of_area",
     "working_size",
     "write_sheet",
 ]

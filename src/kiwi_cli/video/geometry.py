@@ -7,11 +7,11 @@ No media library is imported here.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import product
 from typing import Literal, NamedTuple
 
 from kiwi_cli.errors import UsageError
@@ -108,6 +108,28 @@ def working_size(
     return _nearest_within(width * scale, height * scale, multiple, budget)
 
 
+def size_of_area(width: int, height: int, pixels: int, multiple: int = LATENT_GRID) -> Size:
+    """The size for a model that works at an area of its own, whatever the clip's: at most `pixels`, smaller clips are
+    enlarged. Both a shape that is not the clip's and area that is not used count, the latter at three quarters.
+
+    Args:
+        width, height: the clip as it is displayed, pixels. multiple: both sides are multiples of it.
+    """
+
+    def cost(size: Size) -> float:
+        stretched = abs(math.log(size.width / size.height * height / width))
+        return stretched + 0.75 * math.log(pixels / (size.width * size.height))
+
+    sides = range(multiple, MAX_SIDE + 1, multiple)
+    sizes = [
+        Size(w, h)
+        for w in itertools.takewhile(lambda w: w * multiple <= pixels, sides)
+        for h in sides
+        if w * h <= pixels
+    ]
+    return min(sizes, key=cost, default=Size(multiple, multiple))
+
+
 def check_sides(size: Size, what: str) -> None:
     """Raises UsageError when a side of `size` is under 32 or over 4096 pixels."""
     if min(size) < MIN_SIDE:
@@ -128,7 +150,7 @@ def _nearest_within(width: float, height: float, multiple: int, budget: int) -> 
         low = max(math.floor(value / multiple), 1) * multiple
         return [low - multiple, low, low + multiple] if low > multiple else [low, low + multiple]
 
-    sizes = [Size(w, h) for w, h in product(around(width), around(height)) if w * h <= budget]
+    sizes = [Size(w, h) for w, h in itertools.product(around(width), around(height)) if w * h <= budget]
     if not sizes:  # a strip thinner than the grid: the short side cannot go below one multiple
         return Size(max(_nearest(width, multiple), multiple), max(_nearest(height, multiple), multiple))
     return min(sizes, key=lambda s: abs(math.log(s.width / width)) + abs(math.log(s.height / height)))

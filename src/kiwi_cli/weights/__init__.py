@@ -2,6 +2,8 @@
 
 files        the parts of a checkpoint, their headers and tensors; filling a module, strictly
 layout       which files a checkpoint consists of
+settings     what a checkpoint says of how it wants to be used
+embedded     models in the package itself
 hub          a name -> a folder; fetch, cache, transfer, hub_errors: how it comes from the Hub
 raw          training checkpoints: convert, assemble, keys, tensorfile: how they become the released layout
 lora         LoRA files

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from kiwi_cli.console import Console
-from kiwi_cli.errors import CheckpointError
+from kiwi_cli.errors import CheckpointError, UsageError
 from kiwi_cli.variants import VARIANTS, Variant, find_variant
+from kiwi_cli.weights import embedded
 from kiwi_cli.weights.cache import default_root
 from kiwi_cli.weights.fetch import Access, Plan, fetch, plan
 from kiwi_cli.weights.layout import PICKLE_HINT, PICKLES, RELEASED, Layout
@@ -30,6 +31,8 @@ def ensure(
     token: str | None = None,
 ) -> Path:
     """A folder in the released layout for a variant's name, a Hub id, a folder or a raw training checkpoint.
+
+    An embedded model is where it is: the rest of the arguments does not concern it.
 
     Args:
         name: as the person wrote it.
@@ -56,6 +59,10 @@ def ensure(
         if path.suffix in PICKLES:
             raise CheckpointError(f"'{name}' is a pickle", PICKLE_HINT)
         raise CheckpointError(f"not a checkpoint: '{name}'", "name a folder, a .safetensors file or a model")
+    if own := embedded.named(name):
+        if revision is not None:
+            raise UsageError(f"--revision is for models on the Hub, not for '{name}'", "leave it out")
+        return embedded.ensure(own)
     repo, variant = resolve(name)
     wanted = revision or (variant.revision if variant else "main")
     found = cached_model(repo, wanted, variant, access)
@@ -73,9 +80,11 @@ def resolve(name: str) -> tuple[str, Variant | None]:
     """A name as a person writes it -> Hub repository, and its variant if it is one of ours.
 
     Raises:
-        CheckpointError: neither a variant nor the form of a Hub id; suggests the nearest name.
+        CheckpointError: neither a variant nor the form of a Hub id; suggests the nearest name. Or an embedded model.
     """
     variant = find_variant(name)
+    if variant is not None and variant.kind == "embedded":
+        raise CheckpointError(f"'{name}' is part of kiwi itself, not on the Hub", "there is nothing to fetch")
     if variant is not None:
         return variant.repo, variant
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and ".." not in name and "--" not in name:

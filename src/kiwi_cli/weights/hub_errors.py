@@ -132,7 +132,9 @@ def _by_status(error: BaseException, repo: str) -> KiwiError | None:
 
 def _or_private(repo: str) -> str:
     """For a repository that is not there: the nearest that is, or how to log in."""
-    if find_variant(repo) is None and (close := get_close_matches(repo, [v.repo for v in VARIANTS], n=1, cutoff=0.8)):
+    if find_variant(repo) is None and (
+        close := get_close_matches(repo, [v.repo for v in VARIANTS if v.repo], n=1, cutoff=0.8)
+    ):
         return f"did you mean '{close[0]}'?"
     return f"check the name; for a private one, {LOG_IN}"
 

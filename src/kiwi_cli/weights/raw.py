@@ -169,7 +169,7 @@ def _identity(file: Path) -> str:
 
 
 def fetch_source(name: str, access: Access) -> tuple[Path, bool]:
-    """A model on the Hub as it is there, not converted, and whether reference tokens come first.
+    """A model on the Hub as it is there (or in the package), not converted, and whether reference tokens come first.
 
     Returns:
         The raw file, or the folder of a released checkpoint; and what the table of variants says of it.
@@ -177,9 +177,12 @@ def fetch_source(name: str, access: Access) -> tuple[Path, bool]:
     Raises:
         CheckpointError: as `hub.ensure`.
     """
+    from kiwi_cli.weights import embedded
     from kiwi_cli.weights.fetch import fetch, plan
     from kiwi_cli.weights.hub import resolve
 
+    if own := embedded.named(name):
+        return embedded.ensure(own), False
     repo, variant = resolve(name)
     chosen = plan(repo, variant.revision if variant else "main", access)
     folder = fetch(chosen, access)

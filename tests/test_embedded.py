@@ -1,0 +1,382 @@
+"""Models with a size and a length of their own, and models in the package: found, said, and used as they say."""
+
+from __future__ import annotations
+
+import gc
+import io
+import json
+import shutil
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kiwi_cli import doctor, job, windows
+from kiwi_cli.errors import CheckpointError
+from kiwi_cli.request import EditRequest
+from kiwi_cli.variants import VARIANTS, find_variant
+from kiwi_cli.video import probe, read_frames
+from kiwi_cli.weights import embedded, hub, locate
+from kiwi_cli.weights.settings import ModelSettings, read_settings
+
+from .cli.terminal import CLIP, REFERENCE, Identity, frames_of, inside
+from .conftest import CHECKPOINT, random_frames
+from .video.media import make_clip
+
+WORKING = {"pixels": 6144, "frames": 17, "steps": 2}
+OFFERS = ["black and white", "background from a reference"]
+
+
+def make_model(folder: Path, **index: Any) -> Path:
+    """The small checkpoint with keys of its own in `model_index.json`."""
+    shutil.copytree(CHECKPOINT, folder)
+    path = folder / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | index))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stand-in for the package's own model. Do not change it."""
+    return make_model(tmp_path_factory.mktemp("package") / "tiny", working=WORKING, offers=OFFERS)
+
+
+@pytest.fixture
+def installed(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """This installation has it, and no network."""
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("a connection was made")
+
+    monkeypatch.setattr(embedded, "folder_of", lambda variant: tiny)
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    return tiny
+
+
+@pytest.fixture
+def lacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "folder_of", lambda variant: tmp_path / "nowhere")
+
+
+# -- windows ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("total", "expected"),
+    [
+        (3, [((0, 3), 0)]),
+        (4, [((0, 4), 0)]),
+        (8, [((0, 4), 0), ((4, 8), 0)]),
+        (9, [((0, 4), 0), ((4, 8), 0), ((5, 9), 3)]),  # the last reaches back: never shorter than the others
+        (11, [((0, 4), 0), ((4, 8), 0), ((7, 11), 1)]),
+    ],
+)
+def test_how_a_clip_is_cut(total: int, expected: list[tuple[tuple[int, int], int]]) -> None:
+    frames = (np.full((1, 1, 3), index, np.uint8) for index in range(total))
+    got = [((int(w[0, 0, 0, 0]), int(w[-1, 0, 0, 0]) + 1), known) for w, known in windows.cut(frames, 4)]
+    assert got == expected
+
+
+def test_every_frame_is_edited_once_and_in_order() -> None:
+    def edit(window: np.ndarray, report: Any) -> Any:
+        for stage, total in (("denoise", 2), ("decode", len(window))):
+            for done in range(total):
+                report(stage, done + 1, total)
+        yield window[:1] + 100
+        yield window[1:3] + 100
+        yield window[3:] + 100
+
+    told: list[tuple[str, int, int]] = []
+    frames = (np.full((2, 2, 3), index, np.uint8) for index in range(11))
+    plan = windows.Windows.of(11, 4)
+    assert plan is not None
+    chunks = list(windows.edited(frames, plan, edit, lambda *what: told.append(what)))
+    assert all(len(chunk) for chunk in chunks)
+    assert np.concatenate(chunks)[:, 0, 0, 0].tolist() == list(range(100, 111))
+    assert [what for what in told if what[0] == "denoise"] == [("denoise", n, 6) for n in range(1, 7)]
+
+
+def test_memory_does_not_grow_with_the_clip() -> None:
+    alive: list[weakref.ref[np.ndarray]] = []
+    most = 0
+
+    def frames() -> Any:
+        for _ in range(100):
+            frame = np.zeros((2, 2, 3), np.uint8)
+            alive.append(weakref.ref(frame))
+            yield frame
+
+    for _ in windows.cut(frames(), 5):
+        gc.collect()
+        most = max(most, sum(ref() is not None for ref in alive))
+    assert most <= 2 * 5
+
+
+def test_a_window_is_an_edit_of_its_own(tiny: Path, loaded: Any, tmp_path: Path) -> None:
+    """What comes out is what three calls of the pipeline give."""
+    source = make_clip(tmp_path / "clip.mp4", frames=7, size=(96, 64))
+    model = make_model(tmp_path / "model", working={"pixels": 4096, "frames": 5, "steps": 1})
+    work = job.plan(EditRequest(source, "x", model=str(model), output=tmp_path / "out", seed=3))
+    assert (work.size, work.steps, work.windows) == ((64, 64), 1, windows.Windows(5, 2))
+    result = job.run(work, pipe=loaded)
+    assert result.frames == 7
+    frames = np.stack([frame.rgb for frame in read_frames(work.clip, work.span, size=work.size)])
+    first = loaded(frames[:5], "x", steps=1, seed=3)
+    second = loaded(frames[2:], "x", steps=1, seed=3)
+    whole = np.concatenate([first, second[3:]])
+    written: list[np.ndarray] = []
+
+    class Sink:
+        def __call__(self, *arguments: Any, **options: Any) -> Any:
+            for chunk in loaded(*arguments, **options):
+                written.append(chunk)
+                yield chunk
+
+        compute_dtype, device = loaded.compute_dtype, loaded.device
+
+    job.run(job.plan(EditRequest(source, "x", model=str(model), output=tmp_path / "b", seed=3)), pipe=Sink())  # type: ignore[arg-type]
+    given = np.concatenate(written)
+    assert np.array_equal(given[:5], whole[:5]) and np.array_equal(given[-2:], whole[5:])
+
+
+# -- the working size -------------------------------------------------------------------------------------------
+
+
+def test_a_released_model_says_nothing_of_its_own() -> None:
+    assert read_settings(CHECKPOINT) == ModelSettings()
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        {"working": {"pixels": 0}},
+        {"working": {"pixels": "6144"}},
+        {"working": {"frames": 17.0}},
+        {"working": {"frames": True}},
+        {"working": {"width": 96}},
+        {"working": [6144]},
+        {"offers": "style"},
+        {"offers": [""]},
+    ],
+)
+def test_settings_that_say_nothing_usable(index: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=next(iter(index))):
+        read_settings(make_model(tmp_path / "model", **index))
+
+
+def test_the_multiple_is_the_models_own(tmp_path: Path) -> None:
+    """A VAE that reduces by 8 allows multiples of 16."""
+    import torch
+
+    from kiwi_cli import KiwiPipeline
+    from kiwi_cli.bench.random_model import random_pipeline
+    from kiwi_cli.train.exports import write_checkpoint
+
+    from .train.test_exports import make_vae
+
+    pipe = random_pipeline("small", torch.device("cpu"), torch.float32)
+    parts = {name: getattr(pipe, name) for name in ("transformer", "mllm_encoder", "source_embedder", "ref_embedder")}
+    vae = make_vae(dim_mult=[1, 2, 2], temperal_downsample=[True, True], patch_size=2)
+    write_checkpoint(
+        tmp_path / "model",
+        **parts,
+        vae=vae,
+        tokenizer=pipe.tokenizer,
+        qwen_config=pipe.mllm_encoder.config.qwen_config,
+        extra={"working": {"pixels": 48 * 32}},
+    )
+    settings = read_settings(tmp_path / "model")
+    loaded = KiwiPipeline.from_pretrained(str(tmp_path / "model"), device="cpu", dtype="float32")
+    assert settings.multiple == loaded.size_multiple == 16
+    source = make_clip(tmp_path / "clip.mp4", frames=2, size=(96, 64))
+    work = job.plan(EditRequest(source, "x", model=str(tmp_path / "model"), output=tmp_path / "out.mp4"))
+    assert work.size == (48, 32)
+    assert loaded(random_frames(5, 32, 48), "x", steps=1).shape == (5, 32, 48, 3)
+
+
+@pytest.mark.parametrize(
+    ("clip", "expected"),
+    [((480, 270), "96x64"), ((270, 480), "64x96"), ((300, 300), "64x64"), ((48, 32), "96x64"), ((900, 60), "192x32")],
+)
+def test_the_area_in_the_clips_own_shape(
+    clip: tuple[int, int], expected: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make_clip(tmp_path / "clip.mp4", frames=2, size=clip)
+    work = job.plan(EditRequest(source, "x", model=str(tiny), output=tmp_path / "out.mp4"))
+    assert str(work.size) == expected
+    softer = any("softer than the source" in notice for notice in work.notices)
+    assert softer == (clip != (48, 32))
+
+
+def test_the_whole_clip_comes_back_and_it_is_said_how(
+    installed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.mp4"
+    code, stdout, err = inside(capsys, "edit", CLIP, "make it black and white", "--model", "tiny", "-o", out, "--json")
+    assert code == 0, err
+    data = json.loads(stdout)
+    soft = "worked at 96x64, scaled to 480x270: the picture is softer than the source"
+    cut = "worked in 3 windows of 17 frames: each is an edit of its own, with the same seed"
+    for notice in (soft, cut):
+        assert f"note: {notice}" in err and notice in data["notices"]
+    assert "good for: black and white, background from a reference" in err
+    assert (data["frames"], data["width"], data["height"], data["working_size"]) == (48, 480, 270, "96x64")
+    assert data["windows"] == {"count": 3, "frames": 17}
+    settings = data["settings"]
+    assert settings["worked"] == "at 96x64, scaled to 480x270; in 3 windows of 17 frames"
+    assert (settings["model"], settings["steps"], settings["frames"]) == ("tiny", 2, 48)
+    assert len(frames_of(out)) == 48 and probe(out).audio
+    assert {"load", "instruction", "encode", "denoise", "decode", "total"} <= data["seconds"].keys()
+    parts = sum(value for stage, value in data["seconds"].items() if stage != "total")
+    assert parts < 1.2 * data["seconds"]["total"] + 0.5  # stages take turns; their seconds are their own
+
+    code, stdout, err = inside(capsys, "show", out)
+    assert code == 0 and "in 3 windows of 17 frames" in " ".join(stdout.split())
+    pictures = [tmp_path / "first", tmp_path / "again"]  # PNG: what the model gave, without a codec
+    assert inside(capsys, "edit", CLIP, "make it black and white", "--model", "tiny", "-o", pictures[0])[0] == 0
+    code, _, err = inside(capsys, "rerun", out, "-o", pictures[1])
+    assert code == 0, err
+    first, again = ([path.read_bytes() for path in sorted(folder.glob("*.png"))] for folder in pictures)
+    assert len(first) == 48 and [Image.open(io.BytesIO(a)).tobytes() for a in first] == [
+        Image.open(io.BytesIO(b)).tobytes() for b in again
+    ]
+
+
+def test_what_is_asked_for_comes_first(tiny: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.mp4"
+    asked = {"model": str(tiny), "output": output}
+    work = job.plan(EditRequest(CLIP, "x", **asked, frames=30, steps=3, size="64x64"))
+    assert (work.span.frame_count, work.windows, work.steps, str(work.size)) == (30, None, 3, "64x64")
+    assert not any("softer" in notice or "windows" in notice for notice in work.notices)
+    work = job.plan(EditRequest(CLIP, "x", **asked, duration=0.5))
+    assert work.span.frame_count == 12 and work.windows is None
+    assert any("works on 13 frames" in notice for notice in work.notices)
+    released = job.plan(EditRequest(CLIP, "x", model=str(CHECKPOINT), output=output))
+    assert (released.steps, released.windows, released.span.max_frames) == (50, None, 81)
+
+
+def test_a_picture_and_a_reference(installed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.png"
+    code, stdout, err = inside(capsys, "ref-edit", REFERENCE, "--ref", REFERENCE, "--model", "tiny", "-o", out)
+    assert (code, stdout) == (0, f"{out}\n"), err
+    assert "windows" not in err
+
+
+def test_a_dry_run_says_the_same(installed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("edit", CLIP, "x", "--model", "tiny", "--dry-run", "-o", tmp_path / "out.mp4")
+    code, out, err = inside(capsys, *arguments)
+    assert code == 0, err
+    for words in ("480x270 -> 96x64", "3 windows of 17 frames", "5 latent frames a window", "2, seed 0"):
+        assert words in out, words
+    data = json.loads(inside(capsys, *arguments, "--json")[1])
+    assert data["windows"] == {"count": 3, "frames": 17} and data["padded_frames"] == 17 and data["steps"] == 2
+    assert data["estimate"]["tokens"] == 5 * 2 * 3
+
+
+def test_a_model_that_is_fetched_first(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its settings are only known then; what was planned before is planned again."""
+    monkeypatch.setattr(job, "find_model", lambda request: (None, 0, "c" * 40))
+    monkeypatch.setattr(hub, "ensure", lambda *arguments, **options: tiny)
+    before = job.plan(EditRequest(CLIP, "x", model="someone/small", output=tmp_path / "out.mp4"))
+    assert before.windows is None and before.steps == 50
+    after = job.prepare(before)
+    assert (after.windows, after.steps, str(after.size)) == (windows.Windows(17, 3), 2, "96x64")
+    assert (after.model, after.commit) == (tiny, "c" * 40)
+
+
+# -- in the package ---------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_is_not_in_this_installation(
+    lacking: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (("edit", CLIP, "x", "--model", "tiny", "-o", tmp_path / "out.mp4"), ("download", "tiny")):
+        code, out, err = inside(capsys, *command)
+        assert (code, out) == (1, "") and "the model 'tiny' is not in this installation" in err and "hint: " in err
+    rows = {row["name"]: row for row in json.loads(inside(capsys, "download", "--list", "--json")[1])["models"]}
+    assert rows["tiny"]["cached"] == "no" and rows["tiny"]["offers"] == [] and rows["tiny"]["repo"] is None
+    code, out, _ = inside(capsys, "show", "tiny")
+    assert code == 0 and "not in this installation" in out and "good for" not in out
+
+
+def test_download_has_nothing_to_do(installed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = inside(capsys, "download", "tiny")
+    assert (code, out) == (0, f"{installed}\n") and "part of kiwi itself: nothing to fetch" in err
+    assert inside(capsys, "download", "tiny", "--dry-run")[0] == 0
+    code, out, _ = inside(capsys, "download", "tiny", "--verify")
+    assert code == 0 and "all good" in out
+    for option in (("--remove",), ("--revision", "v1")):
+        code, out, err = inside(capsys, "download", "tiny", *option)
+        assert (code, out) == (2, "") and "part of kiwi itself" in err
+    assert (installed / "model_index.json").is_file()
+    code, _, err = inside(capsys, "edit", CLIP, "x", "--model", "tiny", "--revision", "v1", "--dry-run")
+    assert code == 2 and "--revision is for models on the Hub" in err
+
+
+def test_it_is_listed_with_what_it_is_good_for(installed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = inside(capsys, "download", "--list", "-v")
+    assert code == 0, err
+    line = next(line for line in out.splitlines() if line.startswith("tiny"))
+    assert "yes" in line and ", ".join(OFFERS) in line and " MB" in line
+    assert "works at about 6,144 pixels, 17 frames at a time" in out
+    code, out, err = inside(capsys, "show", "tiny")
+    assert code == 0 and f"good for: {', '.join(OFFERS)}" in out, err
+    data = json.loads(inside(capsys, "show", "tiny", "--json")[1])
+    assert (data["name"], data["cached"], data["offers"], data["frames"]) == ("tiny", "yes", OFFERS, 17)
+    assert json.loads(inside(capsys, "show", "instruct-reference", "--json")[1])["frames"] == 81
+
+
+def test_the_doctor_knows_it(
+    installed: Path, lacking: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variant = find_variant("tiny")
+    assert variant is not None and variant in VARIANTS
+    assert doctor.check_embedded(variant).state == "warning"
+    monkeypatch.setattr(embedded, "folder_of", lambda variant: installed)
+    check = doctor.check_embedded(variant)
+    assert check.state == "ok" and "runs on the CPU" in check.text and OFFERS[0] in check.text
+    bad = doctor.Check("device", "failed", "no GPU")
+    assert doctor.runs_anyway([bad, check]) == "tiny"
+    assert doctor.runs_anyway([bad, doctor.Check("imports", "failed", "broken"), check]) is None
+    assert doctor.runs_anyway([bad]) is None
+
+
+def test_a_broken_one_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_model(tmp_path / "tiny")
+    (folder / "vae/diffusion_pytorch_model.safetensors").write_bytes(b"x")
+    monkeypatch.setattr(embedded, "folder_of", lambda variant: folder)
+    variant = find_variant("tiny")
+    assert variant is not None
+    check = doctor.check_embedded(variant)
+    assert check.state == "warning" and "broken" in check.text and check.hint
+
+
+def test_the_name_means_the_package_unless_there_is_a_folder(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert hub.ensure("tiny", download=False) == locate("tiny") == installed
+    assert embedded.named("instruct-reference") is None and find_variant("") is None
+    with pytest.raises(CheckpointError, match="not on the Hub"):
+        hub.resolve("tiny")
+    own = make_model(tmp_path / "tiny")
+    monkeypatch.chdir(tmp_path)
+    assert hub.ensure("tiny", download=False).resolve() == own
+
+
+def test_it_can_be_written_out_as_a_folder(installed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = inside(capsys, "convert", "tiny", tmp_path / "mine", "--dtype", "bfloat16")
+    assert code == 0, err
+    assert read_settings(tmp_path / "mine") == read_settings(installed)
+
+
+def test_any_model_may_have_a_size_of_its_own(tiny: Path, tmp_path: Path) -> None:
+    """A mask, the rest of the clip and a comparison go on working in windows."""
+    source = make_clip(tmp_path / "clip.mp4", frames=40, size=(128, 96))
+    options = {"mask": "0,0,64,96", "compare": "side", "start": 0.2, "keep_rest": True}
+    request = EditRequest(source, "x", model=str(tiny), output=tmp_path / "out.mp4", **options)  # type: ignore[arg-type]
+    result = job.run(job.plan(request), pipe=Identity())  # type: ignore[arg-type]
+    assert result.frames == 40 and "windows" in str(result.settings["worked"])
+    assert len(frames_of(tmp_path / "out-compare.mp4")) == 40
