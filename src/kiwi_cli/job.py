@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kiwi_cli import parallel, record, weights
+from kiwi_cli.editplan import EditPlan, changes, size_for
 from kiwi_cli.errors import UsageError
 from kiwi_cli.loading import apply_loras, find_loras, find_model, load, tune
 from kiwi_cli.request import MAX_FRAMES, STEPS, EditRequest
@@ -23,20 +24,14 @@ from kiwi_cli.sources import open_reference
 from kiwi_cli.video import (
     Clip,
     FrameWriter,
-    Mask,
     Size,
     SourceFrame,
-    Span,
     check_output,
     load_mask,
     open_writer,
-    padded_frame_count,
     probe,
     read_frames,
-    requested_size,
     select,
-    size_of_area,
-    working_size,
     write_sheet,
 )
 from kiwi_cli.weights import hub, lora
@@ -57,37 +52,6 @@ STAGES = {
     "denoise": "denoise",
     "decode": "decode and write",
 }
-
-
-@dataclass(frozen=True)
-class EditPlan:
-    """A request that can be carried out, and what will be done.
-
-    Attributes:
-        size: working size. steps: of the schedule. output: the file or folder that will be written.
-        extras: what is written beside it, by kind: 'comparison', 'sheet', 'sidecar'.
-        model: the checkpoint's folder, or None while it has to be fetched or converted first.
-        commit: of a model from the Hub, when known.
-        parameters: of the model, stored; 0 when not known yet.
-        notices: what is not as the clip was or as was asked for, in words.
-        settings: what the model says of its use. windows: how the clip is cut for a model that takes a few frames at a
-            time; None when it is edited in one piece.
-    """
-
-    request: EditRequest
-    clip: Clip
-    span: Span
-    size: Size
-    output: Path
-    model: Path | None
-    parameters: int
-    notices: tuple[str, ...] = ()
-    mask: Mask | None = None
-    extras: dict[str, Path] = field(default_factory=dict)
-    commit: str | None = None
-    steps: int = STEPS
-    settings: ModelSettings = field(default_factory=ModelSettings)
-    windows: Windows | None = None
 
 
 @dataclass
@@ -340,40 +304,6 @@ def _extras(request: EditRequest, output: Path) -> dict[str, Path]:
     if request.sidecar:
         extras["sidecar"] = record.sidecar_of(output)
     return extras
-
-
-def changes(work: EditPlan) -> list[str]:
-    """What happens to the picture on its way to the model and back."""
-    notices = []
-    asked = requested_size(work.request.size)
-    if asked is not None and asked != work.size:
-        notices.append(f"working at {work.size}, the nearest multiple of {work.settings.multiple} to {asked}")
-    if own := worked(work):
-        notices.append(own)
-    elif work.size != work.clip.size:
-        notices.append(f"the clip is {work.clip.size}; it is edited at {work.size} and scaled back")
-    frames = work.span.frame_count
-    if work.windows is not None:
-        notices.append(f"worked in {work.windows}: each is an edit of its own, with the same seed")
-    elif work.span.exact and (more := padded_frame_count(frames) - frames):
-        times = "once" if more == 1 else f"{more} times"
-        notices.append(f"the model works on {frames + more} frames: it sees the last one {times} more")
-    return notices
-
-
-def worked(work: EditPlan) -> str | None:
-    """What a model's own working size does to the picture; None when it has none, or nothing is lost by it."""
-    chosen = work.settings.pixels is not None and work.request.size is None
-    if not chosen or work.size.width * work.size.height >= work.clip.width * work.clip.height:
-        return None
-    return f"worked at {work.size}, scaled to {work.clip.size}: the picture is softer than the source"
-
-
-def size_for(clip: Clip, request: EditRequest, settings: ModelSettings) -> Size:
-    """The working size: as asked for, else the model's own area, else the clip's size within the default budget."""
-    if request.size is None and settings.pixels is not None:
-        return size_of_area(*clip.display_size, settings.pixels, settings.multiple)
-    return working_size(*clip.display_size, request.size, settings.multiple)
 
 
 def _open_writer(

@@ -19,7 +19,7 @@ from kiwi_cli.sources import fingerprint, hash_path
 from kiwi_cli.video import read_metadata
 
 if TYPE_CHECKING:
-    from kiwi_cli.job import EditPlan
+    from kiwi_cli.editplan import EditPlan
     from kiwi_cli.weights.lora import Applied
 
 FORMAT = 1

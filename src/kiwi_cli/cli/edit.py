@@ -14,7 +14,8 @@ from kiwi_cli.tasks import REPLACEMENTS
 from kiwi_cli.variants import DEFAULT_EDIT, DEFAULT_REF_EDIT
 
 if TYPE_CHECKING:
-    from kiwi_cli.job import EditPlan, EditResult
+    from kiwi_cli.editplan import EditPlan
+    from kiwi_cli.job import EditResult
     from kiwi_cli.request import EditRequest
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from kiwi_cli import estimate, machine
 from kiwi_cli.console import aligned, count, format_bytes, format_seconds
-from kiwi_cli.job import EditPlan, changes
+from kiwi_cli.editplan import EditPlan, changes
 from kiwi_cli.memory import parse_bytes
 from kiwi_cli.variants import find_variant
 from kiwi_cli.video import container_of, padded_frame_count
