@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin
 
 from kiwi_cli.errors import UsageError
@@ -41,6 +42,8 @@ def make_accelerator(config: TrainConfig, device: str = "auto") -> Accelerator:
     options: dict[str, Any] = {}
     if config.strategy == "fsdp":
         options["fsdp_plugin"] = _sharding(config, device)
+    # accelerate keeps one state for the whole process; a second run in it may have another precision or device.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     accelerator = Accelerator(
         cpu=device == "cpu",
         mixed_precision="bf16" if config.precision == "bf16" else "no",
