@@ -46,8 +46,8 @@ HELD_OUT_SCENES = 40
 HELD_OUT_SEED = 9_000_000
 VAE_SCENES = 7000
 
-TRANSFORMER = {"heads": 4, "head_dim": 64, "ffn": 1024, "layers": 8, "patch": [1, 1, 1]}
-TEXT = {"hidden": 256, "ffn": 704, "layers": 4, "heads": 4, "kv_heads": 2}
+TRANSFORMER = {"heads": 4, "head_dim": 64, "ffn": 1024, "layers": 6, "patch": [1, 1, 1]}
+TEXT = {"hidden": 256, "ffn": 704, "layers": 3, "heads": 4, "kv_heads": 2}
 VISION = {"hidden": 128, "ffn": 256, "depth": 2, "heads": 4, "full": [1]}
 QUERIES, VOCABULARY = 16, 1536
 WORKING = {"pixels": WIDE_SIZE[0] * WIDE_SIZE[1], "frames": 9, "steps": 16}
@@ -110,7 +110,7 @@ def tasks(name: str) -> list[tuple[str, int, bool]]:
 # -- steps --------------------------------------------------------------------------------------------------------
 
 
-def vae(work: Path, minutes: float) -> None:
+def vae(work: Path) -> None:
     from kiwi_cli.train.vae import VaeConfig, train_vae
 
     clips = {}
@@ -122,7 +122,7 @@ def vae(work: Path, minutes: float) -> None:
             np.save(file.with_suffix(".part.npy"), np.concatenate(made))
             file.with_suffix(".part.npy").replace(file)
         clips[name] = np.load(file, mmap_mode="r")
-    train_vae(VaeConfig(minutes=minutes), clips["train"], clips["held-out"], work / "vae")
+    train_vae(VaeConfig(), clips["train"], clips["held-out"], work / "vae")
 
 
 def base(work: Path) -> None:
@@ -266,7 +266,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("steps", nargs="*", choices=[*STEPS, []], help="which; all by default")
     parser.add_argument("--work", type=Path, default=Path("runs/tiny"))
-    parser.add_argument("--minutes", type=float, default=22, help="of the autoencoder's training")
     parser.add_argument("--data", nargs="*", default=list(DATA), choices=list(DATA), help="caches to make")
     parser.add_argument(
         "--offers", nargs="*", default=[], help="kinds of edit that passed (benchmarks/tiny_quality.py)"
@@ -276,7 +275,7 @@ def main() -> None:
     for step in args.steps or STEPS:
         print(f"== {step}", file=sys.stderr, flush=True)
         if step == "vae":
-            vae(args.work, args.minutes)
+            vae(args.work)
         elif step == "base":
             if not (args.work / "base").exists():
                 base(args.work)

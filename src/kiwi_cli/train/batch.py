@@ -10,7 +10,7 @@ import torch
 
 from kiwi_cli.mllm_inputs import Mode
 from kiwi_cli.sampling import TIMESTEPS
-from kiwi_cli.train.objective import draw, loss_weights, training_sigmas
+from kiwi_cli.train.objective import Timesteps, draw, training_sigmas
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,19 @@ class Batch:
         return replace(self, **moved)
 
 
-def collate(samples: Sequence[Sample], positions: Sequence[int], seed: int, draws: int = 1) -> Batch:
+def collate(
+    samples: Sequence[Sample],
+    positions: Sequence[int],
+    seed: int,
+    draws: int = 1,
+    timesteps: Timesteps = "uniform",
+) -> Batch:
     """Samples of one bucket to a batch.
 
     Args:
         positions: global number of each sample in the run, from 0; with the seed it decides timesteps and noises.
         draws: timesteps and noises for each sample; its context is computed once for all of them.
+        timesteps: how they are drawn (objective.py).
     """
     length = max(len(sample.prompt.input_ids) for sample in samples)
     ids, mask, places = [], [], []
@@ -117,9 +124,11 @@ def collate(samples: Sequence[Sample], positions: Sequence[int], seed: int, draw
         ids.append(torch.nn.functional.pad(sample.prompt.input_ids, (missing, 0)))
         mask.append(torch.nn.functional.pad(torch.ones_like(sample.prompt.input_ids), (missing, 0)))
         places.append(torch.nn.functional.pad(sample.prompt.position_ids, (missing, 0)))
-    drawn = [draw(seed, position, draws, tuple(s.target.shape)) for s, position in zip(samples, positions, strict=True)]
-    steps = torch.cat([step for step, _ in drawn])
-    sigma = training_sigmas()[steps]
+    drawn = [
+        draw(seed, position, draws, tuple(sample.target.shape), timesteps)
+        for sample, position in zip(samples, positions, strict=True)
+    ]
+    sigma = training_sigmas()[torch.cat([steps for steps, _, _ in drawn])]
     return Batch(
         mode=samples[0].prompt.mode,
         input_ids=torch.stack(ids),
@@ -134,8 +143,8 @@ def collate(samples: Sequence[Sample], positions: Sequence[int], seed: int, draw
         weight=_weights(samples),
         sigma=sigma,
         timestep=sigma * TIMESTEPS,
-        timestep_weight=loss_weights()[steps],
-        noise=torch.cat([noise for _, noise in drawn]),
+        timestep_weight=torch.cat([weights for _, weights, _ in drawn]),
+        noise=torch.cat([noise for _, _, noise in drawn]),
         draws=draws,
     )
 

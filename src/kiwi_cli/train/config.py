@@ -152,6 +152,8 @@ class TrainConfig:
         steps: optimiser steps. global_batch: samples of one, over all processes. micro_batch: samples one process
             computes at a time. bucket_batch: samples of a global batch that come from the same bucket; 0 for all.
         draws: timesteps and noises drawn for a sample each time it is used; its context is computed once for all.
+        timesteps: 'uniform' draws them evenly and weights the loss, as released; 'weighted' draws them as often as
+            they weigh, which has the same mean and less noise.
         seed: of timesteps, noises and the order of the data.
         precision: 'bf16' computes in bfloat16 (trained weights and optimiser stay fp32), 'fp32' does not.
         clip: largest norm of the gradient; 0 for no limit. ema: decay of the averaged weights a step; 0 for none.
@@ -174,6 +176,7 @@ class TrainConfig:
     micro_batch: int = 1
     bucket_batch: int = 0
     draws: int = 1
+    timesteps: Literal["uniform", "weighted"] = "uniform"
     seed: int = 0
     precision: Literal["bf16", "fp32"] = "bf16"
     optimiser: Optimiser = field(default_factory=Optimiser)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ class _Run:
         if collate is None:
             from kiwi_cli.train.batch import collate as usual
 
-            collate = usual
+            collate = partial(usual, timesteps=config.timesteps)
         self.config, self.model, self.datasets, self.ratios, self.console = config, model, datasets, ratios, console
         self.collate, self.accelerator = collate, accelerator
         self.out = Path(config.out)

@@ -42,9 +42,18 @@ def is_hidden_matrix(name: str, parameter: torch.Tensor) -> bool:
     """Whether Muon is for this parameter: a matrix or convolution between hidden features.
 
     Embeddings, tables, queries and the first and last layers map to or from something that is no feature, and are
-    AdamW's.
+    AdamW's. So is the language model, for time: its matrices would take as long as the transformer's.
     """
-    ends = ("embed_tokens", "queries", "patch_embedding", "proj_out", "conv_in", "conv_out", "scale_shift_table")
+    ends = (
+        "language_model",
+        "embed_tokens",
+        "queries",
+        "patch_embedding",
+        "proj_out",
+        "conv_in",
+        "conv_out",
+        "scale_shift_table",
+    )
     return parameter.ndim >= 2 and not any(end in name for end in ends)
 
 

@@ -8,6 +8,7 @@ the timestep's number is uniform over 1000 steps of the shifted schedule, from s
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -40,8 +41,22 @@ def loss_weights(shift: float = SHIFT) -> torch.Tensor:
     return bell[nearest]
 
 
-def draw(seed: int, position: int, draws: int, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Timestep numbers and noises of one sample: a pure function of the seed and its position in the run.
+Timesteps = Literal["uniform", "weighted"]
+"""How timesteps are drawn: evenly and weighted in the loss, as released; or as often as they weigh, and all alike in
+the loss. The expected loss is the same, and none of the work goes into timesteps that hardly count."""
+
+
+@lru_cache
+def _cumulative() -> np.ndarray:
+    """Share of the loss's weight up to each step, (1000,)."""
+    weights = loss_weights().double().numpy()
+    return np.cumsum(weights) / weights.sum()
+
+
+def draw(
+    seed: int, position: int, draws: int, shape: tuple[int, ...], timesteps: Timesteps = "uniform"
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Timesteps and noises of one sample: a pure function of the seed and its position in the run.
 
     So a run that was interrupted, split among processes or cut into smaller batches draws the same.
 
@@ -50,12 +65,18 @@ def draw(seed: int, position: int, draws: int, shape: tuple[int, ...]) -> tuple[
         shape: of the latents.
 
     Returns:
-        (draws,) int64 in 0..999 and (draws, *shape) standard normal fp32.
+        Numbers of the steps (draws,) int64 in 0..999; their weights in the loss (draws,) fp32; and noises
+        (draws, *shape), standard normal fp32.
     """
     generator = np.random.Generator(np.random.Philox(key=[seed, position]))
-    steps = generator.integers(0, STEPS, draws)
+    if timesteps == "uniform":
+        steps = generator.integers(0, STEPS, draws)
+        weights = loss_weights()[torch.from_numpy(steps)]
+    else:
+        steps = np.searchsorted(_cumulative(), generator.random(draws), side="right").clip(0, STEPS - 1)
+        weights = loss_weights().mean().expand(draws)
     noise = generator.standard_normal((draws, *shape), np.float32)
-    return torch.from_numpy(steps), torch.from_numpy(noise)
+    return torch.from_numpy(steps), weights, torch.from_numpy(noise)
 
 
 def noised(clean: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

@@ -49,15 +49,15 @@ class VaeConfig:
     """Settings of a run.
 
     Attributes:
-        minutes: of training; the rate falls as a cosine over them, to `final` of its height.
+        steps: the rate falls as a cosine over them, to `final` of its height.
         batch: clips a step. lr: of Muon and AdamW. warm_up: steps. clip: largest norm of the gradient.
         noise: standard deviation added to the latents in training, as a fraction of theirs: the transformer that is
             trained on them will not hit them exactly either.
         absolute: weight of the absolute error beside the squared one.
-        every: seconds between two held-out figures.
+        every: steps between two held-out figures, and states to go on from.
     """
 
-    minutes: float = 22.0
+    steps: int = 1800
     batch: int = 16
     lr: float = 1e-2
     warm_up: int = 100
@@ -65,7 +65,7 @@ class VaeConfig:
     clip: float = 1.0
     noise: float = 0.03
     absolute: float = 0.02
-    every: float = 30.0
+    every: int = 50
     seed: int = 0
 
 
@@ -136,18 +136,17 @@ def train_vae(config: VaeConfig, train: np.ndarray, held_out: np.ndarray, out: P
         return
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
-    rng = np.random.default_rng(config.seed)
     vae = new_vae().train()
     optimiser = MuonAdamW(vae.named_parameters(), config.lr, weight_decay=0.01, betas=(0.9, 0.99))
     step, spent = _resume(out, vae, optimiser)
+    rng = np.random.default_rng([config.seed, step])
     picked = np.sort(np.random.default_rng(1).choice(len(held_out), min(HELD_OUT_CLIPS, len(held_out)), replace=False))
     check = to_clips(held_out[picked])
-    since = last = time.perf_counter()
-    while (elapsed := spent + time.perf_counter() - since) < 60 * config.minutes:
-        along = elapsed / (60 * config.minutes)
-        cosine = config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * along))
+    since = time.perf_counter() - spent
+    while step < config.steps:
+        cosine = config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
         for group in optimiser.param_groups:
-            group["lr"] = config.lr * min(1.0, step / config.warm_up) * cosine
+            group["lr"] = config.lr * min(1.0, (step + 1) / config.warm_up) * cosine
         clips = to_clips(train[rng.integers(0, len(train), config.batch)])
         if rng.random() < 0.5:
             clips = clips.flip(-1)
@@ -162,14 +161,14 @@ def train_vae(config: VaeConfig, train: np.ndarray, held_out: np.ndarray, out: P
         optimiser.step()
         optimiser.zero_grad()
         step += 1
-        if time.perf_counter() - last > config.every:
-            last = time.perf_counter()
+        if step % config.every == 0 or step == config.steps:
             whole, first = held_out_psnr(vae, check)
-            line = {"seconds": round(elapsed), "step": step, "loss": float(loss), "held_out_db": whole, "first": first}
+            elapsed = time.perf_counter() - since
+            line = {"seconds": round(elapsed), "step": step, "loss": loss.item(), "held_out_db": whole, "first": first}
             with (out / CURVE).open("a") as file:
                 file.write(json.dumps(line) + "\n")
             _save_state(out, vae, optimiser, step, elapsed)
-    finish(vae, train, out, {"settings": asdict(config), "steps": step})
+    finish(vae, train, out, asdict(config))
 
 
 @torch.no_grad()

@@ -1,0 +1,55 @@
+"""Muon's direction, and that the optimiser learns and keeps what it must be resumed from."""
+
+from __future__ import annotations
+
+import torch
+
+from kiwi_cli.train.muon import MuonAdamW, is_hidden_matrix, orthogonalised
+
+
+def test_directions_have_singular_values_near_one() -> None:
+    torch.manual_seed(0)
+    for shape in ((16, 64), (64, 16), (32, 32)):
+        # Of very different singular values to begin with.
+        update = torch.randn(shape) @ torch.diag(torch.logspace(0, -2, shape[1]))
+        values = torch.linalg.svdvals(orthogonalised(update).float())
+        assert values.max() < 1.3 and values.median() > 0.6
+        aligned = (orthogonalised(update).float() * update).sum()
+        assert aligned > 0  # downhill
+
+
+def test_which_parameters_are_hidden_matrices() -> None:
+    matrix = torch.zeros(4, 4)
+    assert is_hidden_matrix("transformer.blocks.0.attn1.to_q.weight", matrix)
+    assert is_hidden_matrix("encoder.mid_block.resnets.0.conv1.weight", torch.zeros(4, 4, 3, 3, 3))
+    for name in ("transformer.patch_embedding.weight", "transformer.proj_out.weight", "mllm_encoder.image_queries"):
+        assert not is_hidden_matrix(name, matrix)
+    assert not is_hidden_matrix("transformer.blocks.0.norm2.weight", torch.zeros(4))
+
+
+def run(steps: int, state: dict | None = None, weights: dict | None = None) -> tuple[torch.nn.Module, MuonAdamW, float]:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 4))
+    inputs = torch.randn(64, 8)
+    wanted = torch.tanh(inputs @ torch.randn(8, 4))
+    if weights is not None:
+        model.load_state_dict(weights)
+    optimiser = MuonAdamW(model.named_parameters(), lr=0.02)
+    if state is not None:
+        optimiser.load_state_dict(state)
+    for _ in range(steps):
+        loss = (model(inputs) - wanted).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return model, optimiser, (model(inputs) - wanted).square().mean().item()
+
+
+def test_it_learns_and_resumes_to_the_same_bits() -> None:
+    _, _, before = run(0)
+    whole, _, after = run(60)
+    assert after < before / 5
+    half, optimiser, _ = run(30)
+    rest, _, _ = run(30, optimiser.state_dict(), half.state_dict())
+    for first, second in zip(whole.parameters(), rest.parameters(), strict=True):
+        assert torch.equal(first, second)
