@@ -1,10 +1,10 @@
 """Train the embedded model from nothing, step by step: `make train-tiny`.
 
     python scripts/train_tiny.py                # all steps, in runs/tiny; what is there already is not done again
-    python scripts/train_tiny.py vae            # one of them: vae, base, cache, alignment, instruction, reference, install
+    python scripts/train_tiny.py vae base       # some: vae, base, cache, alignment, instruction, reference, install
 
-A step that was interrupted goes on when it is started again: the autoencoder from its last checkpoint, the cache from its
-last whole file, a training stage from its last state. docs/tiny.md has the figures of the model that is in the package.
+A step that was interrupted goes on when it is started again: the autoencoder and the stages from their last state, the
+cache from its last whole file. docs/tiny.md has the figures of the model that is in the package.
 """
 
 from __future__ import annotations

@@ -215,10 +215,15 @@ class Waves:
 def random_texture(rng: np.random.Generator, family: str, held_out: bool = False) -> Paint:
     """A texture of one of the families `SEEN` or `HELD_OUT`; `held_out` says which hues it may have."""
     angle, start = float(rng.uniform(0, np.pi)), float(rng.uniform(0, 2))
+
+    def pair() -> tuple[np.ndarray, np.ndarray]:
+        first, second = random_colours(rng, 2, held_out)
+        return first, second
+
     if family == "gradient":
-        return Gradient(*random_colours(rng, 2, held_out), angle, float(rng.uniform(0.6, 1.3)), start)
+        return Gradient(*pair(), angle, float(rng.uniform(0.6, 1.3)), start)
     if family == "stripes":
-        return Stripes(*random_colours(rng, 2, held_out), angle, float(rng.uniform(0.28, 0.7)), start)
+        return Stripes(*pair(), angle, float(rng.uniform(0.28, 0.7)), start)
     if family == "cells":
         count = int(rng.integers(6, 14))
         return Cells(rng.uniform(-0.3, 2.1, (count, 2)).astype(np.float32), random_colours(rng, count, held_out))
@@ -236,18 +241,16 @@ def random_texture(rng: np.random.Generator, family: str, held_out: bool = False
     if family == "shapes":
         count = int(rng.integers(4, 9))
         discs = tuple(
-            (*map(float, rng.uniform(0.0, 2.0, 2)), float(rng.uniform(0.12, 0.4)), bool(rng.integers(2)))
+            (float(rng.uniform(0, 2)), float(rng.uniform(0, 2)), float(rng.uniform(0.12, 0.4)), bool(rng.integers(2)))
             for _ in range(count)
         )
         colours = random_colours(rng, count + 1, held_out)
         return Shapes(colours[0], discs, colours[1:])
     if family == "rings":
         centre = (float(rng.uniform(0, 1)), float(rng.uniform(0, 1)))
-        return Rings(*random_colours(rng, 2, held_out), centre, float(rng.uniform(0.35, 0.7)))
+        return Rings(*pair(), centre, float(rng.uniform(0.35, 0.7)))
     if family == "waves":
-        return Waves(
-            *random_colours(rng, 2, held_out), float(rng.uniform(0.35, 0.7)), float(rng.uniform(0.04, 0.12)), start
-        )
+        return Waves(*pair(), float(rng.uniform(0.35, 0.7)), float(rng.uniform(0.04, 0.12)), start)
     raise ValueError(f"no texture family '{family}'")
 
 

@@ -97,6 +97,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def _muon(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
+        assert parameter.grad is not None
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
         momentum = state["momentum"].lerp_(parameter.grad, 1.0 - group["momentum"])

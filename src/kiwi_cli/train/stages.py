@@ -72,7 +72,7 @@ STAGES: dict[str, Stage] = {
 
 
 def apply_stage(
-    model: nn.Module,
+    model: Any,
     stage: str,
     *,
     groups: Iterable[str] = (),
@@ -137,7 +137,14 @@ def add_lora(model: nn.Module, group: str, rank: int, alpha: float, layers: str)
     # Matched from the end, and only below the blocks: other modules of the transformer have a `to_out` too.
     pattern = r".*(layers|blocks)\.\d+\..*(" + "|".join(re.escape(name) for name in chosen) + ")"
     inject_adapter_in_model(
-        LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=pattern, init_lora_weights=True), where
+        LoraConfig(
+            r=rank,
+            lora_alpha=alpha,  # type: ignore[arg-type]
+            lora_dropout=0.0,
+            target_modules=pattern,
+            init_lora_weights=True,
+        ),
+        where,
     )
 
 
