@@ -60,7 +60,13 @@ def test_a_file_and_what_overrides_it(file: Path) -> None:
 
 def test_every_key_can_be_set(file: Path) -> None:
     other = {int: 7, float: 0.25, bool: False, str: "text"}
-    choices = {"stage": "alignment", "precision": "fp32", "strategy": "ddp", "export.dtype": "float32"}
+    choices = {
+        "stage": "alignment",
+        "precision": "fp32",
+        "strategy": "ddp",
+        "timesteps": "weighted",
+        "export.dtype": "float32",
+    }
     choices |= {
         "schedule.decay": "linear",
         "optimiser.name": "muon",

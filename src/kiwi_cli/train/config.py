@@ -18,9 +18,6 @@ from typing import Any, Literal
 from kiwi_cli.errors import UsageError
 from kiwi_cli.train.toml import build, override, read_toml, wrong
 
-STAGES = ("alignment", "instruction", "reference")
-STRATEGIES = ("none", "ddp", "fsdp", "deepspeed")
-
 
 @dataclass(frozen=True)
 class DataSource:
@@ -162,7 +159,8 @@ class TrainConfig:
             is trained by its LoRA if that has a rank, and whole if not.
         fresh: groups whose weights begin anew, as the released training began them.
         freeze: names or beginnings of names of parameters that stay as they are.
-        strategy: what the processes were started for; a run that finds something else refuses to start.
+        strategy: what the processes were started for; a run that finds something else refuses to start. There is no
+            DeepSpeed: its states are pickles, and FSDP shards as well.
         trackers: of accelerate ('tensorboard', ...), besides the run's own metrics.jsonl and curves.png.
         log_every: optimiser steps whose mean is one line of the metrics.
     """
@@ -188,7 +186,7 @@ class TrainConfig:
     train: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
     freeze: tuple[str, ...] = ()
-    strategy: Literal["none", "ddp", "fsdp", "deepspeed"] = "none"
+    strategy: Literal["none", "ddp", "fsdp"] = "none"
     validate: Validate = field(default_factory=Validate)
     save: Save = field(default_factory=Save)
     export: Export = field(default_factory=Export)

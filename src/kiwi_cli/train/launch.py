@@ -61,7 +61,7 @@ def make_accelerator(config: TrainConfig, device: str = "auto") -> Accelerator:
     if found != config.strategy and processes > 1:
         raise UsageError(
             f"the processes were started for '{found}' and strategy is '{config.strategy}'",
-            f"pass --set strategy={found}, or change the launcher's settings",
+            "change the launcher's settings" + (f", or pass --set strategy={found}" if found != "deepspeed" else ""),
         )
     return accelerator
 
