@@ -36,6 +36,7 @@ PLAIN_LOCAL = tuple(kind for kind in LOCAL if kind not in REFERENCES)
 DATA: dict[str, dict[str, Any]] = {
     "images": {"kinds": (*GLOBAL, *PLAIN_LOCAL), "scenes": 1500, "per_scene": 3, "frames": 1, "seed": 1_000_000},
     "global": {"kinds": GLOBAL, "scenes": 5200, "per_scene": 5, "frames": 5, "seed": 2_000_000},
+    "background": {"kinds": ("background",), "scenes": 2500, "per_scene": 1, "frames": 5, "seed": 7_000_000},
     "references": {"kinds": REFERENCES, "scenes": 3200, "per_scene": 2, "frames": 5, "seed": 3_000_000},
     "local": {"kinds": PLAIN_LOCAL, "scenes": 4000, "per_scene": 3, "frames": 5, "seed": 4_000_000},
     "wide": {"kinds": (*GLOBAL, *PLAIN_LOCAL), "scenes": 450, "per_scene": 4, "frames": 9, "seed": 5_000_000},
