@@ -7,12 +7,14 @@ are padded on the left, because the context is what stands at the end.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint as checkpointed
 
 from kiwi_cli import checkpoint
 from kiwi_cli.mllm import KiwiInstructionEncoder
@@ -88,8 +90,14 @@ class KiwiTrainModel(nn.Module):
 
     def enable_checkpointing(self) -> None:
         """Compute activations again in the backward pass instead of keeping them."""
-        self.transformer.enable_gradient_checkpointing()
-        self.mllm_encoder.qwen.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            # What is computed again must take the kernels it took first; `forward` is over by then.
+            return nullcontext(), _attention(next(self.parameters()).device)
+
+        settings: dict[str, Any] = {"use_reentrant": False, "context_fn": contexts}
+        self.transformer.enable_gradient_checkpointing(partial(checkpointed, **settings))
+        self.mllm_encoder.qwen.language_model.gradient_checkpointing_enable(settings)
 
     def _compute_dtype(self, device: torch.device) -> torch.dtype:
         """Precision of the features between the layers: autocast's where it is on, else that of the weights."""
