@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kiwi_cli.synth.edits import LOCAL, LUMA, Edit, make_edit
+from kiwi_cli.synth.edits import LOCAL, LUMA, STYLES, Edit, make_edit
 from kiwi_cli.synth.scenes import Scene, make_scene
 from kiwi_cli.synth.wordings import KINDS, SPLITS, Split, wording
 
@@ -35,7 +35,9 @@ FOLLOWS = 0.80
 LEAST_COUNT = 100
 """Scenes of each kind and wordings below which a table is a trial."""
 
-_OTHER_RMS = 0.1  # in 0..1: how much the truths of two references differ at least, where either edits
+LEAST_RMS = 0.1
+"""In 0..1: how much two truths differ at least where either edits. Between the same pictures (a thing recoloured, and
+replaced by one of that shape and colour) nothing can be nearest."""
 _SHARES = ("right", "ceiling_right", "follows")
 
 
@@ -59,22 +61,26 @@ class Case:
 
 
 def make_case(number: int, width: int = 64, height: int = 64, frames: int = 5) -> Case:
-    """The case of a number: textures, hues and references that training does not have."""
+    """The case of a number: textures, hues and references that training does not have.
+
+    What an edit chooses freely is drawn anew until its truth differs from the other free kinds' by `LEAST_RMS`.
+    """
     seed = FIRST_SEED + number
     scene = make_scene(seed, width, height, frames, held_out=True)
 
-    def edit(kind: str, *turn: int) -> Edit:
-        return make_edit(scene, kind, np.random.default_rng([seed, KINDS.index(kind), *turn]), held_out=True)
-
-    edits = {kind: edit(kind, 0) for kind in KINDS}
-    others = {}
-    for kind in REFERENCES:
+    def edit(kind: str, other: int, apart: Iterable[Edit]) -> Edit:
+        """Its free choices drawn until its truth differs from some others."""
         for turn in range(40):
-            other = edit(kind, 1, turn)
-            where = edits[kind].mask | other.mask
-            if mse(edits[kind].target, other.target, where) >= _OTHER_RMS**2:
+            found = make_edit(scene, kind, np.random.default_rng([seed, KINDS.index(kind), other, turn]), held_out=True)
+            if all(mse(found.target, one.target, found.mask | one.mask) >= LEAST_RMS**2 for one in apart):
                 break
-        others[kind] = other
+        return found
+
+    edits: dict[str, Edit] = {}
+    for kind in KINDS:
+        free = () if kind in STYLES else [one for name, one in edits.items() if name not in STYLES]
+        edits[kind] = edit(kind, 0, free)
+    others = {kind: edit(kind, 1, [edits[kind]]) for kind in REFERENCES}
     return Case(number, scene, edits, others)
 
 

@@ -1,0 +1,63 @@
+"""Draws the curves of docs/tiny.md from the files that scripts/train_tiny.py wrote.
+
+python benchmarks/tiny_curves.py            # runs/tiny to docs/tiny
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from kiwi_cli.train import curves
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = ("alignment", "instruction", "reference")
+
+
+def draw_vae(lines: list[dict[str, float]]) -> Image.Image:
+    """Loss and held-out figures of the autoencoder over its steps."""
+    held_out = {"clips": curves.series(lines, "held_out_db"), "first frames": curves.series(lines, "first")}
+    panels = [
+        ("training loss, with noise on the latents", curves.series(lines, "loss")),
+        (
+            "held-out clips, 5 frames of 64x64, dB",
+            {name: found[""] for name, found in held_out.items() if found},
+        ),
+    ]
+    page = Image.new("RGB", (curves.WIDTH, curves.PANEL * len(panels)), "white")
+    draw, last = ImageDraw.Draw(page), max(line["step"] for line in lines)
+    for number, (title, found) in enumerate(panels):
+        curves._panel(draw, number * curves.PANEL, title, found, last)
+    return page
+
+
+def save(page: Image.Image, path: Path) -> None:
+    page.quantize(64).save(path, optimize=True)
+    print(f"{path} ({path.stat().st_size // 1000} kB)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=ROOT / "runs/tiny", help="what train_tiny.py wrote")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/tiny")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    vae = args.work / "vae/curve.jsonl"
+    if not vae.is_file():
+        sys.exit(f"error: '{vae}' is not there\n\nhint: run scripts/train_tiny.py first")
+    lines = [json.loads(line) for line in vae.read_text(encoding="utf-8").splitlines()]
+    save(draw_vae(lines), args.out / "vae-curve.png")
+    for stage in STAGES:
+        drawn = args.work / stage / curves.CURVES  # the stage draws it
+        if not drawn.is_file():
+            print(f"{stage}: no curves yet", file=sys.stderr)
+        else:
+            save(Image.open(drawn).convert("RGB"), args.out / f"{stage}-curves.png")
+
+
+if __name__ == "__main__":
+    main()
