@@ -18,7 +18,6 @@ from kiwi_cli.train import curves, state
 from kiwi_cli.train.curves import read_metrics
 from kiwi_cli.train.loop import Result, Stop, train
 
-from ..test_parallel import start_two
 from .toy import Toy, ToyRows, collate, held_out, rows, settings
 
 TOLERANCE = 1e-5
@@ -154,43 +153,6 @@ def test_checkpointing_changes_nothing(tmp_path: Path) -> None:
     assert distance(whole, model) == 0
 
 
-TWO = """
-import sys
-from pathlib import Path
-from tests.train.test_loop import run
-out, rank = Path(sys.argv[1]), __import__("os").environ["RANK"]
-import torch
-model, result = run(out, strategy="ddp", micro_batch=2, clip=0.3, ema=0.9, bucket_batch=4)
-torch.save(model.state_dict(), out / f"{rank}.pt")
-torch.distributed.destroy_process_group()
-"""
-
-
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    whole, _ = run(tmp_path / "one", micro_batch=4, clip=0.3, ema=0.9, bucket_batch=4)
-    start_two(TWO, tmp_path / "two")
-    for rank in (0, 1):
-        model = Toy()
-        model.load_state_dict(torch.load(tmp_path / f"two/{rank}.pt", weights_only=True))
-        assert distance(whole, model) < TOLERANCE
-    lines = [read_metrics(tmp_path / name) for name in ("one", "two")]
-    assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]]
-    for a, b in zip(*lines, strict=True):
-        assert a.keys() == b.keys()
-        for key in {"loss", "grad_norm", "held_out"} & a.keys():
-            assert a[key] == pytest.approx(b[key], rel=1e-4)
-    states = [load_file(tmp_path / name / "states/step-00000012/ema.safetensors") for name in ("one", "two")]
-    for name in states[0]:
-        torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-4, atol=1e-6)
-    random = load_file(tmp_path / "two/states/step-00000012/random.safetensors")
-    assert set(random) == {"0.cpu", "1.cpu"}
-    # What two processes saved, one goes on from.
-    config = {"steps": 14, "ema": 0.9, "clip": 0.3, "bucket_batch": 4}
-    _, on = run(tmp_path / "two", resume=True, **config)
-    _, alone = run(tmp_path / "one", resume=True, **config)
-    assert on.step == 14 and on.loss == pytest.approx(alone.loss, rel=1e-4)
-
-
 def test_held_out_loss_is_comparable(tmp_path: Path) -> None:
     """Of the same weights it is the same in runs of another seed and cut."""
     _, one = run(tmp_path / "one", steps=1, seed=1)
@@ -315,46 +277,3 @@ def test_a_tracker_of_accelerate(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     run(tmp_path, trackers=["tensorboard"], steps=2)
     assert list((tmp_path / "kiwi-instruction").glob("events*"))
-
-
-SHARDED = """
-import sys
-from pathlib import Path
-import torch
-from accelerate import Accelerator
-from torch.distributed.fsdp import fully_shard
-from kiwi_cli.train import launch
-from kiwi_cli.train.loop import train
-from tests.train.test_loop import StopAfter
-from tests.train.toy import Toy, collate, held_out, rows, settings
-
-class Sharding(Accelerator):
-    # accelerate shards on GPUs alone; what it does there, done here: parameters and optimiser exchanged in place.
-    def prepare(self, model, optimiser):
-        fully_shard(model.body)
-        fully_shard(model)
-        parameters = [value for value in model.parameters() if value.requires_grad]
-        group = {key: value for key, value in optimiser.param_groups[0].items() if key != "params"}
-        return model, self.prepare_optimizer(torch.optim.AdamW([{**group, "params": parameters}]))
-
-launch.Accelerator = Sharding
-out = Path(sys.argv[1])
-config = settings(out, strategy="ddp", micro_batch=2, clip=0.3, ema=0.9, bucket_batch=4)
-data = {"held_out": held_out(), "collate": collate, "device": "cpu"}
-train(config, Toy(), rows(), stop=StopAfter(7), **data)
-train(config, Toy(), rows(), resume=True, **data)
-torch.distributed.destroy_process_group()
-"""
-
-
-def test_sharded_parameters_are_saved_whole_and_resumed(tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"micro_batch": 4, "clip": 0.3, "ema": 0.9, "bucket_batch": 4}
-    _, one = run(tmp_path / "one", **changes)
-    start_two(SHARDED, tmp_path / "two")
-    for name in ("weights", "optimiser", "ema"):
-        a, b = (load_file(tmp_path / f"{run}/states/step-00000012/{name}.safetensors") for run in ("one", "two"))
-        assert a.keys() == b.keys()
-        for key in a:
-            torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-6)
-    held = [line["held_out"] for line in read_metrics(tmp_path / "two") if "held_out" in line]
-    assert held[-1] == pytest.approx(one.held_out[-1][1], rel=1e-4)

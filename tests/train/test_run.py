@@ -43,7 +43,7 @@ def items(name: str, count: int) -> Iterator[Item]:
 def caches(loaded: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """200 rows, of which about a tenth are held out."""
     out = tmp_path_factory.mktemp("caches")
-    for name, count in (("images", 80), ("videos", 80), ("references", 40)):
+    for name, count in (("images", 110), ("videos", 50), ("references", 40)):
         write_cache(out / name, items(name, count), Encoder.from_pipeline(loaded), held_out=0.1, reference_views=2)
     return out
 
