@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint check docs clean
+.PHONY: demo test lint check docs train-tiny clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,9 @@ lint: $(VENV)/.installed  ## style and types
 	$(BIN)/mypy
 
 check: lint test
+
+train-tiny: $(VENV)/.installed  ## train the embedded model from nothing: about two hours on two cores
+	$(BIN)/python scripts/train_tiny.py
 
 docs: $(VENV)/.installed  ## docs/cli.md, from the app
 	$(BIN)/python scripts/cli_reference.py

@@ -39,8 +39,8 @@ DATA: dict[str, dict[str, Any]] = {
     "background": {"kinds": ("background",), "scenes": 2500, "per_scene": 1, "frames": 5, "seed": 7_000_000},
     "references": {"kinds": REFERENCES, "scenes": 3200, "per_scene": 2, "frames": 5, "seed": 3_000_000},
     "local": {"kinds": PLAIN_LOCAL, "scenes": 4000, "per_scene": 3, "frames": 5, "seed": 4_000_000},
-    "wide": {"kinds": (*GLOBAL, *PLAIN_LOCAL), "scenes": 450, "per_scene": 4, "frames": 9, "seed": 5_000_000},
-    "wide-references": {"kinds": REFERENCES, "scenes": 200, "per_scene": 2, "frames": 9, "seed": 6_000_000},
+    "wide": {"kinds": (*GLOBAL, *PLAIN_LOCAL), "scenes": 450, "per_scene": 4, "frames": 5, "seed": 5_000_000},
+    "wide-references": {"kinds": REFERENCES, "scenes": 200, "per_scene": 2, "frames": 5, "seed": 6_000_000},
 }
 SIZE, WIDE_SIZE = (64, 64), (144, 80)
 HELD_OUT_SCENES = 40
@@ -51,7 +51,7 @@ TRANSFORMER = {"heads": 4, "head_dim": 64, "ffn": 1024, "layers": 6, "patch": [1
 TEXT = {"hidden": 256, "ffn": 704, "layers": 3, "heads": 4, "kv_heads": 2}
 VISION = {"hidden": 128, "ffn": 256, "depth": 2, "heads": 4, "full": [1]}
 QUERIES, VOCABULARY = 16, 1536
-WORKING = {"pixels": WIDE_SIZE[0] * WIDE_SIZE[1], "frames": 9, "steps": 16}
+WORKING = {"pixels": WIDE_SIZE[0] * WIDE_SIZE[1], "frames": 5, "steps": 16}
 
 
 # -- clips --------------------------------------------------------------------------------------------------------
