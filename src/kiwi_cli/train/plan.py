@@ -88,6 +88,8 @@ class RunPlan:
         """For the terminal."""
         config = self.config
         samples = config.steps * config.global_batch
+        known = "activations" in self.memory
+        estimated = "the activations are an estimate" if known else "activations come on top"
         team = "one process" if self.processes == 1 else f"each of {self.processes} processes"
         draws = f"{count(config.draws, 'draw')} of timestep and noise each"
         rows: list[tuple[str, Any]] = [
@@ -97,7 +99,7 @@ class RunPlan:
                 for part in self.parts
             ),
             *((name, format_bytes(size)) for name, size in self.memory.items()),
-            ("memory in all", f"{format_bytes(sum(self.memory.values()))} a process; the activations are an estimate"),
+            ("memory in all", f"{format_bytes(sum(self.memory.values()))} a process; {estimated}"),
             ("steps", f"{config.steps} of {count(config.global_batch, 'sample')}: {samples} samples, {draws}"),
             ("a step", f"{self.accumulation} x {count(config.micro_batch, 'sample')} in {team}"),
             *(
