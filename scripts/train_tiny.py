@@ -211,9 +211,9 @@ def make_tokenizer() -> Any:
 
 
 def qwen_config(tokenizer: Any) -> dict[str, Any]:
-    from kiwi_cli.bench.random_model import _qwen_config
+    from kiwi_cli.bench.random_model import qwen_config as small_qwen_config
 
-    return _qwen_config({"text": {**TEXT, "vocab": len(tokenizer)}, "vision": VISION}, tokenizer)
+    return small_qwen_config({"text": {**TEXT, "vocab": len(tokenizer)}, "vision": VISION}, tokenizer)
 
 
 def cache(work: Path, names: list[str]) -> None:

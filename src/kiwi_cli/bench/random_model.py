@@ -100,7 +100,7 @@ def random_pipeline(
     mllm = build(
         KiwiInstructionEncoder,
         {
-            "qwen_config": _qwen_config(shape, tokenizer),
+            "qwen_config": qwen_config(shape, tokenizer),
             "dit_dim": width,
             "hidden_size": shape["text"]["hidden"],
             "num_image_queries": images,
@@ -167,7 +167,7 @@ def _vae_config(shape: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _qwen_config(shape: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+def qwen_config(shape: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     text, vision = shape["text"], shape["vision"]
     head_dim = text["hidden"] // text["heads"]
     third = head_dim // 2 * 3 // 8
