@@ -11,9 +11,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(VENV)/.installed  ## edit examples/clip.mp4 with the small checkpoint, on the CPU
-	$(BIN)/kiwi edit examples/clip.mp4 "make it snowy" --model examples/checkpoint \
-	  --steps 4 --size 256x160 --device cpu --overwrite -o demo.mp4
+demo: $(VENV)/.installed  ## edit examples/clip.mp4 with the model in the package, on the CPU
+	$(BIN)/kiwi edit examples/clip.mp4 "make it black and white" --model tiny \
+	  --device cpu --overwrite -o demo.mp4
 	@echo "The result is at $(CURDIR)/demo.mp4"
 
 test: $(VENV)/.installed  ## the fast tests

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from kiwi_cli.train import curves
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ("alignment", "instruction", "reference")
+STAGES = ("alignment", "instruction", "reference", "polish")
 
 
 def draw_vae(lines: list[dict[str, float]]) -> Image.Image:

@@ -157,11 +157,14 @@ def initialise(model: nn.Module, groups: Iterable[str], seed: int = 0) -> None:
 
     Args:
         groups: of `GROUPS`; the language model and the transformer have weights of their own and are left alone.
+
+    Raises:
+        KeyError: a group that is not one of `GROUPS`.
     """
     generator = torch.Generator().manual_seed(seed)
     for group in groups:
         for name, parameter in model.named_parameters():
-            if not name.startswith(GROUPS.get(group, ("",))) or group in ("language_model", "transformer"):
+            if not name.startswith(GROUPS[group]) or group in ("language_model", "transformer"):
                 continue
             if name.endswith("_queries"):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
