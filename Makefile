@@ -12,7 +12,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(VENV)/.installed  ## edit examples/clip.mp4 with the model in the package, on the CPU
-	$(BIN)/kiwi edit examples/clip.mp4 "make it black and white" --model tiny \
+	$(BIN)/kiwi edit examples/clip.mp4 "turn it into a night scene" --model tiny \
 	  --device cpu --overwrite -o demo.mp4
 	@echo "The result is at $(CURDIR)/demo.mp4"
 

@@ -65,33 +65,19 @@ def test_held_out_instructions_are_followed(editor: Any) -> None:
     assert np.mean(edges) > 0.2, edges
 
 
-def test_a_clip_turns_black_and_white_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_clip_turns_to_night_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out.mp4"
-    code, out, err = inside(
-        capsys,
-        "edit",
-        CLIP,
-        "make it black and white",
-        "--model",
-        "tiny",
-        "--device",
-        "cpu",
-        "--frames",
-        5,
-        "-o",
-        output,
-    )
+    words = ("turn it into a night scene", "--model", "tiny", "--device", "cpu", "--frames", 5)
+    code, out, err = inside(capsys, "edit", CLIP, *words, "-o", output)
     assert (code, out) == (0, f"{output}\n"), err
+    assert "softer" in err  # scaled up from its own size, and said so
     before, after = probe(CLIP), probe(output)
     assert after.size == before.size and after.frame_count == 5
     source, result = (np.stack(frames_of(path)[:5]).astype(np.float32) for path in (CLIP, output))
-
-    def colourfulness(frames: np.ndarray) -> float:
-        return float((frames.max(axis=-1) - frames.min(axis=-1)).mean())
-
-    assert colourfulness(result) < 0.35 * colourfulness(source)
+    assert result.mean() < 0.5 * source.mean()  # dark,
+    assert result[..., 2].mean() > 1.5 * result[..., 0].mean()  # blue,
     luma = np.array([0.299, 0.587, 0.114], np.float32)
-    assert np.corrcoef((result @ luma).ravel(), (source @ luma).ravel())[0, 1] > 0.8  # the same picture, without colour
+    assert np.corrcoef((result @ luma).ravel(), (source @ luma).ravel())[0, 1] > 0.6  # and still the same picture
 
 
 def test_it_says_what_it_is_good_for(capsys: pytest.CaptureFixture[str]) -> None:
