@@ -95,7 +95,7 @@ def browse(width: int = 1280, height: int = 1600) -> Iterator[Page]:
     # The browser's ends have to be 3 and 4; these may be in use here, so they are moved in the new process.
     move = "import fcntl, os, sys; a, b = (fcntl.fcntl(int(n), fcntl.F_DUPFD, 10) for n in sys.argv[1:3])"
     start = f"{move}; os.dup2(a, 3); os.dup2(b, 4); os.execv(sys.argv[3], sys.argv[3:])"
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:  # its children may still be writing
         process = subprocess.Popen(
             [
                 *(sys.executable, "-c", start, str(to_browser), str(from_browser)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -118,8 +119,11 @@ def test_a_killed_run_leaves_nothing(tmp_path: Path) -> None:
     while process.poll() is None and not list(tmp_path.rglob("*-target.mkv")) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert list(tmp_path.rglob("*-target.mkv")) and not (tmp_path / "rows").exists()
-    os.kill(process.pid, signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    for _ in range(6):  # one that arrives inside a library's callback is lost, as Ctrl-C is then: ask again
+        os.kill(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            out, err = process.communicate(timeout=10)
+            break
     assert process.returncode == 130 and out == "" and "interrupted" in err
     assert list(tmp_path.iterdir()) == []
 
