@@ -63,13 +63,13 @@ def load_parts(folder: Path, dtype: torch.dtype, device: torch.device | str) -> 
     check_layout(folder)
     ref_config = read_json(folder / "ref_embedder/config.json")
     scheduler = read_json(folder / "scheduler/scheduler_config.json")
-    tokenizer, colour = _load_processor(folder / "processor")
+    tokenizer, colour = load_processor(folder / "processor")
     parts = Parts(
-        transformer=_load_transformer(folder / "transformer", dtype, device),
-        vae=_load_vae(folder / "vae", dtype, device),
-        mllm_encoder=_load_mllm(folder, dtype, device),
-        source_embedder=_load_embedder(folder / "source_embedder", dtype, device),
-        ref_embedder=_load_embedder(folder / "ref_embedder", dtype, device),
+        transformer=load_transformer(folder / "transformer", dtype, device),
+        vae=load_vae(folder / "vae", dtype, device),
+        mllm_encoder=load_mllm(folder, dtype, device),
+        source_embedder=load_embedder(folder / "source_embedder", dtype, device),
+        ref_embedder=load_embedder(folder / "ref_embedder", dtype, device),
         tokenizer=tokenizer,
         colour=colour,
         references_first=bool(ref_config.get("ref_pad_first", False)),
@@ -93,7 +93,7 @@ def build(cls: Any, config: dict[str, Any], source: Path) -> Any:
         raise CheckpointError(f"'{source}' does not describe a {cls.__name__}: {error}", RELAYOUT_HINT) from error
 
 
-def _load_transformer(folder: Path, dtype: torch.dtype, device: torch.device | str) -> KiwiTransformer3DModel:
+def load_transformer(folder: Path, dtype: torch.dtype, device: torch.device | str) -> KiwiTransformer3DModel:
     model = build(KiwiTransformer3DModel, read_json(folder / "config.json"), folder / "config.json")
 
     def precision(key: str) -> torch.dtype:
@@ -104,7 +104,7 @@ def _load_transformer(folder: Path, dtype: torch.dtype, device: torch.device | s
     return model
 
 
-def _load_vae(folder: Path, dtype: torch.dtype, device: torch.device | str) -> AutoencoderKLWan:
+def load_vae(folder: Path, dtype: torch.dtype, device: torch.device | str) -> AutoencoderKLWan:
     config = read_json(folder / "config.json")
     files = TensorFiles.open(folder, STEM)
     native = wan_vae.native_config(config, files.shapes)
@@ -120,7 +120,7 @@ def _load_vae(folder: Path, dtype: torch.dtype, device: torch.device | str) -> A
     return model
 
 
-def _load_mllm(folder: Path, dtype: torch.dtype, device: torch.device | str) -> KiwiInstructionEncoder:
+def load_mllm(folder: Path, dtype: torch.dtype, device: torch.device | str) -> KiwiInstructionEncoder:
     part = folder / "mllm_encoder"
     config = {key: value for key, value in read_json(part / "config.json").items() if key != "mllm_model_path"}
     config["qwen_config"] = read_json(folder / "processor/qwen_config.json")
@@ -130,13 +130,13 @@ def _load_mllm(folder: Path, dtype: torch.dtype, device: torch.device | str) -> 
     return model
 
 
-def _load_embedder(folder: Path, dtype: torch.dtype, device: torch.device | str) -> ConditionEmbedder:
+def load_embedder(folder: Path, dtype: torch.dtype, device: torch.device | str) -> ConditionEmbedder:
     model = build(ConditionEmbedder, read_json(folder / "config.json"), folder / "config.json")
     fill(model, [TensorFiles.open(folder, STEM)], dtype=lambda _: dtype, device=device)
     return model
 
 
-def _load_processor(folder: Path) -> tuple[Any, dict[str, Any]]:
+def load_processor(folder: Path) -> tuple[Any, dict[str, Any]]:
     preprocessor = read_json(folder / "preprocessor_config.json")
     colour = {
         ours: tuple(preprocessor[theirs])

@@ -110,33 +110,61 @@ class KiwiInstructionEncoder(ModelMixin, ConfigMixin):
         Returns:
             (1, N, dit_dim): N queries; in reference mode the reference picture's tokens come before them.
         """
-        ids = inputs.input_ids
-        embeds = self.qwen.get_input_embeddings()(ids)
+        features: list[torch.Tensor] = []  # in the order of their placeholders
         if inputs.pixel_values_videos is not None:
-            features = self.qwen.get_video_features(inputs.pixel_values_videos, inputs.video_grid_thw)
-            embeds = self._fill(embeds, ids == self.qwen.config.video_token_id, features.pooler_output)
+            features += self.qwen.get_video_features(inputs.pixel_values_videos, inputs.video_grid_thw).pooler_output
         if inputs.pixel_values is not None:
-            features = self.qwen.get_image_features(inputs.pixel_values, inputs.image_grid_thw)
-            embeds = self._fill(embeds, ids == self.qwen.config.image_token_id, features.pooler_output)
-        queries = self._queries()[inputs.mode]
-        embeds = self._fill(embeds, ids == query_token, [queries])
+            features += self.qwen.get_image_features(inputs.pixel_values, inputs.image_grid_thw).pooler_output
+        tokens = (query_token, vision_start, vision_end)
+        return self.read(inputs.mode, inputs.input_ids, inputs.position_ids, torch.cat(features), tokens)
+
+    def read(
+        self,
+        mode: Mode,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        vision: torch.Tensor,
+        tokens: tuple[int, int, int],
+        attention_mask: torch.Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> torch.Tensor:
+        """Context tokens of prompts of one mode whose pictures the vision tower has seen: `forward` without it.
+
+        Args:
+            ids: (B, L) int64. positions: (3, B, L). Shorter prompts are padded on the left, where `attention_mask`
+                (B, L) is 0; their reference pictures have the same number of tokens.
+            vision: (V, D) features of all prompts, in the order of their placeholders: a prompt's video, then its
+                picture.
+            tokens: ids of the query, of the start and of the end of a vision block.
+            dtype: of the features between the layers; None is that of the weights.
+
+        Returns:
+            (B, N, dit_dim).
+        """
+        query_token, vision_start, vision_end = tokens
+        embeds = self.qwen.get_input_embeddings()(ids)
+        embeds = embeds if dtype is None else embeds.to(dtype)
+        seen = (ids == self.qwen.config.video_token_id) | (ids == self.qwen.config.image_token_id)
+        embeds = self._fill(embeds, seen, vision)
+        queries = self._queries()[mode]
+        embeds = self._fill(embeds, ids == query_token, queries.repeat(len(ids), 1))
 
         # After the final norm; no cache, no language head, no hidden states of other layers kept.
         hidden = self.qwen.language_model(
-            inputs_embeds=embeds, position_ids=inputs.position_ids, use_cache=False
+            inputs_embeds=embeds, position_ids=positions, attention_mask=attention_mask, use_cache=False
         ).last_hidden_state
 
         # The last N positions: the chat template ends the turn with two more tokens, so the window starts two
         # placeholders late and ends on those. The model was trained this way.
         context = self.connector(hidden[:, -len(queries) :])
-        if inputs.mode == "reference":
+        if mode == "reference":
+            # Padded on the left, the picture's tokens stand at the same places of every prompt.
             start = int((ids[0] == vision_start).nonzero()[-1]) + 1
             end = int((ids[0] == vision_end).nonzero()[-1])
             context = torch.cat([self.ref_connector(hidden[:, start:end]), context], dim=1)
         return context
 
     @staticmethod
-    def _fill(embeds: torch.Tensor, where: torch.Tensor, rows: Any) -> torch.Tensor:
-        values = torch.cat(list(rows)).to(embeds.dtype)
-        assert int(where.sum()) == len(values), "placeholders and features differ in number"
-        return embeds.masked_scatter(where[..., None], values)
+    def _fill(embeds: torch.Tensor, where: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        assert int(where.sum()) == len(rows), "placeholders and features differ in number"
+        return embeds.masked_scatter(where[..., None], rows.to(embeds.dtype))

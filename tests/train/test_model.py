@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from kiwi_cli.sampling import SHIFT
 from kiwi_cli.train.batch import Batch, Prompt, Sample, collate
 from kiwi_cli.train.model import KiwiTrainModel
 from kiwi_cli.train.objective import loss_weights, noised, training_sigmas
@@ -86,7 +87,7 @@ def by_draw(model: KiwiTrainModel, batch: Batch) -> torch.Tensor:
     errors = []
     for number in range(len(clean)):
         level = float(batch.sigma[number])
-        step = int((training_sigmas() == batch.sigma[number]).nonzero())
+        step = int((training_sigmas(SHIFT) == batch.sigma[number]).nonzero())
         one = slice(number, number + 1)
         row = slice(number // 3, number // 3 + 1)
         latents = noised(clean[one], batch.noise[one], batch.sigma[one])
@@ -101,7 +102,7 @@ def by_draw(model: KiwiTrainModel, batch: Batch) -> torch.Tensor:
             sigma=batch.sigma[one],
             references_first=model.references_first,
         ).sample
-        errors.append((velocity - (batch.noise[one] - clean[one])).square().mean() * loss_weights()[step])
+        errors.append((velocity - (batch.noise[one] - clean[one])).square().mean() * loss_weights(SHIFT)[step])
     return torch.stack(errors).view(-1, 3).mean(dim=1)
 
 

@@ -6,12 +6,12 @@ import math
 
 import torch
 
-from kiwi_cli.sampling import flow_sigmas
+from kiwi_cli.sampling import SHIFT, flow_sigmas
 from kiwi_cli.train.objective import Timesteps, draw, loss_weights, noised, training_sigmas, velocity_loss
 
 
 def test_schedule_is_the_shifted_one_from_one_down() -> None:
-    sigmas = training_sigmas()
+    sigmas = training_sigmas(SHIFT)
     assert len(sigmas) == 1000 and sigmas[0] == 1.0
     assert bool((sigmas.diff() < 0).all())
     even = 0.75  # step 250 of the unwarped schedule
@@ -24,7 +24,7 @@ def test_weights_by_hand() -> None:
     bell = [math.exp(-2 * ((1000 * s - 500) / 1000) ** 2) for s in sigmas]
     bell = [value - min(bell) for value in bell]
     mean = sum(bell) / len(bell)
-    weights = loss_weights()
+    weights = loss_weights(SHIFT)
     assert math.isclose(float(weights[0]), bell[0] / mean, abs_tol=1e-6)
     # 1000 * sigma of step 700 is 681.8, which bfloat16 rounds to 680: the nearest step to that is another one.
     rounded = torch.tensor(1000 * sigmas[700]).to(torch.bfloat16).item()
@@ -41,7 +41,7 @@ def test_draws_depend_on_seed_and_position_alone() -> None:
     for other in (draw(4, 17, 2, (4, 1, 2, 2)), draw(3, 18, 2, (4, 1, 2, 2))):
         assert not torch.equal(first[2], other[2])
     steps, weights, noise = draw(0, 0, 20000, (2,))
-    assert torch.equal(weights, loss_weights()[steps])
+    assert torch.equal(weights, loss_weights(SHIFT)[steps])
     assert steps.min() == 0 and steps.max() == 999 and abs(float(steps.float().mean()) - 499.5) < 10
     assert abs(float(noise.mean())) < 0.02 and abs(float(noise.std()) - 1) < 0.02
 
@@ -72,3 +72,10 @@ def test_timesteps_drawn_by_their_weight_have_the_same_expected_loss() -> None:
 
     for some in (torch.ones(1000), torch.linspace(0, 1, 1000), torch.sin(torch.arange(1000) / 90) + 2):
         assert math.isclose(mean("uniform", some), mean("weighted", some), rel_tol=0.01)
+
+
+def test_a_model_with_another_shift_is_trained_on_its_own_schedule() -> None:
+    steps, weights, _ = draw(0, 0, 64, (1,), shift=2.0)
+    assert torch.equal(weights, loss_weights(2.0)[steps]) and not torch.equal(weights, loss_weights(SHIFT)[steps])
+    even = 0.75
+    assert math.isclose(float(training_sigmas(2.0)[250]), 2 * even / (1 + even), rel_tol=1e-6)

@@ -33,9 +33,9 @@ OFFLINE = Access(download=False)
 @pytest.fixture
 def transformer() -> Any:
     """The small transformer, its weights mapped from the checkpoint as in a real load."""
-    from kiwi_cli.checkpoint import _load_transformer
+    from kiwi_cli.checkpoint import load_transformer
 
-    return _load_transformer(CHECKPOINT / "transformer", torch.float32, "cpu")
+    return load_transformer(CHECKPOINT / "transformer", torch.float32, "cpu")
 
 
 def factors() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -134,9 +134,9 @@ def test_whole_differences(transformer: Any, tmp_path: Path) -> None:
 
 
 def test_low_precision_is_rounded_once(tmp_path: Path) -> None:
-    from kiwi_cli.checkpoint import _load_transformer
+    from kiwi_cli.checkpoint import load_transformer
 
-    half = _load_transformer(CHECKPOINT / "transformer", torch.bfloat16, "cpu")
+    half = load_transformer(CHECKPOINT / "transformer", torch.bfloat16, "cpu")
     before = {name: value.float() for name, value in half.state_dict().items()}
     paths = [write_lora(tmp_path / f"{n}.safetensors") for n in range(4)]
     lora.apply(half, [LoraSpec(str(path), 0.01) for path in paths], OFFLINE)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from kiwi_cli.mllm_inputs import Mode
-from kiwi_cli.sampling import TIMESTEPS
+from kiwi_cli.sampling import SHIFT, TIMESTEPS
 from kiwi_cli.train.objective import Timesteps, draw, training_sigmas
 
 
@@ -109,13 +109,14 @@ def collate(
     seed: int,
     draws: int = 1,
     timesteps: Timesteps = "uniform",
+    shift: float = SHIFT,
 ) -> Batch:
     """Samples of one bucket to a batch.
 
     Args:
         positions: global number of each sample in the run, from 0; with the seed it decides timesteps and noises.
         draws: timesteps and noises for each sample; its context is computed once for all of them.
-        timesteps: how they are drawn (objective.py).
+        timesteps: how they are drawn, shift: of the schedule they are drawn from (objective.py).
     """
     length = max(len(sample.prompt.input_ids) for sample in samples)
     ids, mask, places = [], [], []
@@ -125,10 +126,10 @@ def collate(
         mask.append(torch.nn.functional.pad(torch.ones_like(sample.prompt.input_ids), (missing, 0)))
         places.append(torch.nn.functional.pad(sample.prompt.position_ids, (missing, 0)))
     drawn = [
-        draw(seed, position, draws, tuple(sample.target.shape), timesteps)
+        draw(seed, position, draws, tuple(sample.target.shape), timesteps, shift)
         for sample, position in zip(samples, positions, strict=True)
     ]
-    sigma = training_sigmas()[torch.cat([steps for steps, _, _ in drawn])]
+    sigma = training_sigmas(shift)[torch.cat([steps for steps, _, _ in drawn])]
     return Batch(
         mode=samples[0].prompt.mode,
         input_ids=torch.stack(ids),

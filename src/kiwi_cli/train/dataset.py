@@ -286,7 +286,7 @@ def model_inputs(folder: Path) -> InputBuilder:
     from kiwi_cli.mllm import KiwiInstructionEncoder
     from kiwi_cli.weights import read_json
 
-    tokenizer, colour = checkpoint._load_processor(folder / "processor")
+    tokenizer, colour = checkpoint.load_processor(folder / "processor")
     source = folder / "mllm_encoder/config.json"
     config = {key: value for key, value in read_json(source).items() if key != "mllm_model_path"}
     config["qwen_config"] = read_json(folder / "processor/qwen_config.json")

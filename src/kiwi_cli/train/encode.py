@@ -91,9 +91,9 @@ class Encoder:
         from kiwi_cli.weights import check_layout, read_json
 
         check_layout(folder)
-        vae = checkpoint._load_vae(folder / "vae", dtype, "cpu")
-        mllm = checkpoint._load_mllm(folder, dtype, "cpu")
-        tokenizer, colour = checkpoint._load_processor(folder / "processor")
+        vae = checkpoint.load_vae(folder / "vae", dtype, "cpu")
+        mllm = checkpoint.load_mllm(folder, dtype, "cpu")
+        tokenizer, colour = checkpoint.load_processor(folder / "processor")
         vae.encoder.to(device)
         vae.quant_conv.to(device)
         mllm.qwen.visual.to(device)

@@ -14,7 +14,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -31,6 +31,9 @@ from kiwi_cli.train.muon import MuonAdamW
 from kiwi_cli.train.resume import find_state, restore, save
 from kiwi_cli.train.sharding import forget_whole
 from kiwi_cli.train.state import find_latest
+
+if TYPE_CHECKING:
+    from kiwi_cli.train.model import KiwiTrainModel
 
 Collate = Callable[..., Any]
 """(samples, positions, seed, draws) -> batch, which has `to(device)`."""
@@ -92,7 +95,7 @@ def train(
         model: batch -> losses (B,) fp32, one for each sample; changed in place.
         datasets: name -> rows to train on. ratios: name -> its share of the samples; None for equal shares.
         held_out: name -> rows for the held-out loss.
-        collate: None is `batch.collate`.
+        collate: None is `batch.collate` with the settings' timesteps and the model's shift.
         resume: go on from the run's last state; begin anew when there is none.
         device: 'auto' or 'cpu'.
         preview: called with (model with averaged weights, step) every `validate.preview_every` steps, in the first
@@ -143,7 +146,7 @@ class _Run:
         if collate is None:
             from kiwi_cli.train.batch import collate as usual
 
-            collate = partial(usual, timesteps=config.timesteps)
+            collate = partial(usual, timesteps=config.timesteps, shift=cast("KiwiTrainModel", model).shift)
         self.config, self.model, self.datasets, self.ratios, self.console = config, model, datasets, ratios, console
         self.collate, self.accelerator = collate, accelerator
         self.out = Path(config.out)

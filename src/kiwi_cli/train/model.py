@@ -19,9 +19,15 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 from kiwi_cli import checkpoint
 from kiwi_cli.mllm import KiwiInstructionEncoder
 from kiwi_cli.mllm_inputs import QUERY_TOKEN, VISION_END, VISION_START, InputBuilder
+from kiwi_cli.sampling import SHIFT
 from kiwi_cli.train.batch import Batch
 from kiwi_cli.train.objective import noised, velocity_loss
 from kiwi_cli.transformer import ConditionEmbedder, KiwiTransformer3DModel
+
+SHORT = 1024
+"""Latent positions of a clip up to which attention on a CPU is computed as plain products, whose memory grows with
+the square of the length: on two cores, a backward pass of the embedded model took 0.53 s so and 0.66 s with the fused
+kernel."""
 
 
 class KiwiTrainModel(nn.Module):
@@ -31,7 +37,7 @@ class KiwiTrainModel(nn.Module):
         tokenizer: with the model's special tokens.
         colour: `mean` and `std` of the vision tower's input.
         references_first: reference tokens before the video's.
-        folder: where the parts come from, or None.
+        shift: of the schedule that timesteps are drawn from.
 
     Attributes:
         uses_source: whether source latents condition the transformer (the alignment stage has none).
@@ -46,17 +52,18 @@ class KiwiTrainModel(nn.Module):
         tokenizer: Any,
         colour: dict[str, Any] | None = None,
         references_first: bool = False,
-        folder: Path | None = None,
+        shift: float = SHIFT,
     ) -> None:
         super().__init__()
         self.transformer, self.mllm_encoder = transformer, mllm_encoder
         self.source_embedder, self.ref_embedder = source_embedder, ref_embedder
-        self.tokenizer, self.colour, self.folder = tokenizer, colour or {}, folder
-        self.references_first = references_first
+        self.tokenizer, self.colour = tokenizer, colour or {}
+        self.references_first, self.shift = references_first, shift
         self.uses_source = True
-        self._query, self._start, self._end = (
+        query, start, end = (
             int(tokenizer.convert_tokens_to_ids(token)) for token in (QUERY_TOKEN, VISION_START, VISION_END)
         )
+        self._tokens, self._plain_attention = (query, start, end), False
 
     @classmethod
     def from_folder(cls, folder: Path, dtype: torch.dtype = torch.float32) -> KiwiTrainModel:
@@ -66,11 +73,6 @@ class KiwiTrainModel(nn.Module):
             CheckpointError: a folder that is no checkpoint, or one with broken or mismatched parts.
         """
         parts = checkpoint.load_parts(folder, dtype, "cpu")
-        return cls.from_parts(parts, folder)
-
-    @classmethod
-    def from_parts(cls, parts: checkpoint.Parts, folder: Path | None = None) -> KiwiTrainModel:
-        """The parts of a checkpoint that is loaded already; they are shared, not copied."""
         return cls(
             parts.transformer,
             parts.mllm_encoder,
@@ -79,7 +81,7 @@ class KiwiTrainModel(nn.Module):
             parts.tokenizer,
             parts.colour,
             parts.references_first,
-            folder,
+            parts.shift,
         )
 
     @property
@@ -93,7 +95,7 @@ class KiwiTrainModel(nn.Module):
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             # What is computed again must take the kernels it took first; `forward` is over by then.
-            return nullcontext(), _attention(next(self.parameters()).device)
+            return nullcontext(), _attention(self._plain_attention)
 
         settings: dict[str, Any] = {"use_reentrant": False, "context_fn": contexts}
         self.transformer.enable_gradient_checkpointing(partial(checkpointed, **settings))
@@ -107,28 +109,16 @@ class KiwiTrainModel(nn.Module):
 
     def context(self, batch: Batch) -> torch.Tensor:
         """Context tokens (B, N, D): N queries; in reference mode the reference picture's tokens before them."""
-        mllm, ids = self.mllm_encoder, batch.input_ids
-        config = mllm.qwen.config
-        embeds = mllm.qwen.get_input_embeddings()(ids).to(self._compute_dtype(ids.device))
-        pictures = (ids == config.video_token_id) | (ids == config.image_token_id)
-        embeds = embeds.masked_scatter(pictures[..., None], batch.vision.to(embeds.dtype))
-        queries = mllm._queries()[batch.mode]
-        rows = queries.to(embeds.dtype).repeat(len(ids), 1)
-        embeds = embeds.masked_scatter((ids == self._query)[..., None], rows)
         padded = not bool(batch.attention_mask.all())
-        hidden = mllm.qwen.language_model(
-            inputs_embeds=embeds,
-            position_ids=batch.position_ids,
-            attention_mask=batch.attention_mask if padded else None,
-            use_cache=False,
-        ).last_hidden_state
-        context = mllm.connector(hidden[:, -len(queries) :])
-        if batch.mode == "reference":
-            # Padded on the left, the picture's tokens stand at the same places of every prompt.
-            start = int((ids[0] == self._start).nonzero()[-1]) + 1
-            end = int((ids[0] == self._end).nonzero()[-1])
-            context = torch.cat([mllm.ref_connector(hidden[:, start:end]), context], dim=1)
-        return context
+        return self.mllm_encoder.read(
+            batch.mode,
+            batch.input_ids,
+            batch.position_ids,
+            batch.vision,
+            self._tokens,
+            batch.attention_mask if padded else None,
+            self._compute_dtype(batch.input_ids.device),
+        )
 
     def velocity(self, batch: Batch, latents: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """Velocity (B * K, C, T, h, w) of noisy latents of the same shape."""
@@ -154,12 +144,13 @@ class KiwiTrainModel(nn.Module):
         clean = batch.target.repeat_interleave(batch.draws, dim=0)
         weight = None if batch.weight is None else batch.weight.repeat_interleave(batch.draws, dim=0)
         latents = noised(clean, batch.noise, batch.sigma)
-        with _attention(clean.device):
+        positions = clean.shape[2] * clean.shape[3] * clean.shape[4]
+        self._plain_attention = clean.device.type == "cpu" and positions <= SHORT
+        with _attention(self._plain_attention):
             velocity = self.velocity(batch, latents, self.context(batch))
         losses = velocity_loss(velocity, clean, batch.noise, batch.timestep_weight, weight)
         return losses.view(-1, batch.draws).mean(dim=1)
 
 
-def _attention(device: torch.device) -> AbstractContextManager[None]:
-    """On a CPU the fused kernel's backward takes twice as long as plain products at the lengths of small models."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+def _attention(plain: bool) -> AbstractContextManager[None]:
+    return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()

@@ -20,13 +20,13 @@ STEPS = 1000
 
 
 @lru_cache
-def training_sigmas(shift: float = SHIFT) -> torch.Tensor:
+def training_sigmas(shift: float) -> torch.Tensor:
     """(1000,) fp32 noise levels, from 1 down; training ends the unwarped schedule at 0."""
     return flow_sigmas(STEPS, shift, sigma_min=0.0)[:-1]
 
 
 @lru_cache
-def loss_weights(shift: float = SHIFT) -> torch.Tensor:
+def loss_weights(shift: float) -> torch.Tensor:
     """(1000,) fp32: `exp(-2 ((t - 500) / 1000)^2)` minus its least value, scaled to a mean of 1 over the schedule.
 
     The weight is looked up with the timestep as the model sees it, rounded to bfloat16: the step whose own timestep
@@ -47,14 +47,19 @@ the loss. The expected loss is the same, and none of the work goes into timestep
 
 
 @lru_cache
-def _cumulative() -> np.ndarray:
+def _cumulative(shift: float) -> np.ndarray:
     """Share of the loss's weight up to each step, (1000,)."""
-    weights = loss_weights().double().numpy()
+    weights = loss_weights(shift).double().numpy()
     return np.cumsum(weights) / weights.sum()
 
 
 def draw(
-    seed: int, position: int, draws: int, shape: tuple[int, ...], timesteps: Timesteps = "uniform"
+    seed: int,
+    position: int,
+    draws: int,
+    shape: tuple[int, ...],
+    timesteps: Timesteps = "uniform",
+    shift: float = SHIFT,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Timesteps and noises of one sample: a pure function of the seed and its position in the run.
 
@@ -62,7 +67,7 @@ def draw(
 
     Args:
         position: global number of the sample, from 0. draws: how many timesteps and noises.
-        shape: of the latents.
+        shape: of the latents. shift: of the schedule.
 
     Returns:
         Numbers of the steps (draws,) int64 in 0..999; their weights in the loss (draws,) fp32; and noises
@@ -71,10 +76,10 @@ def draw(
     generator = np.random.Generator(np.random.Philox(key=[seed, position]))
     if timesteps == "uniform":
         steps = generator.integers(0, STEPS, draws)
-        weights = loss_weights()[torch.from_numpy(steps)]
+        weights = loss_weights(shift)[torch.from_numpy(steps)]
     else:
-        steps = np.searchsorted(_cumulative(), generator.random(draws), side="right").clip(0, STEPS - 1)
-        weights = loss_weights().mean().expand(draws)
+        steps = np.searchsorted(_cumulative(shift), generator.random(draws), side="right").clip(0, STEPS - 1)
+        weights = loss_weights(shift).mean().expand(draws)
     noise = generator.standard_normal((draws, *shape), np.float32)
     return torch.from_numpy(steps), weights, torch.from_numpy(noise)
 

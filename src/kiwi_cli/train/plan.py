@@ -122,7 +122,7 @@ def skeleton(folder: Path) -> KiwiTrainModel:
         CheckpointError: configs that are missing or describe no model.
     """
     check_layout(folder)
-    tokenizer, colour = checkpoint._load_processor(folder / "processor")
+    tokenizer, colour = checkpoint.load_processor(folder / "processor")
     source = folder / "mllm_encoder/config.json"
     mllm = {key: value for key, value in read_json(source).items() if key != "mllm_model_path"}
     mllm["qwen_config"] = read_json(folder / "processor/qwen_config.json")
@@ -134,7 +134,6 @@ def skeleton(folder: Path) -> KiwiTrainModel:
         _embedder(folder / "ref_embedder"),
         tokenizer,
         colour,
-        folder=folder,
     )
 
 

@@ -21,7 +21,7 @@ from kiwi_cli.train.loop import Result, Stop, train
 from kiwi_cli.train.model import KiwiTrainModel
 from kiwi_cli.train.preview import Preview
 from kiwi_cli.train.sharding import gather, is_spread
-from kiwi_cli.train.stages import GROUPS, LORA_GROUPS, STAGES, apply_stage, initialise
+from kiwi_cli.train.stages import GROUPS, LORA_GROUPS, NEW, STAGES, apply_stage, initialise
 from kiwi_cli.weights import locate
 
 if TYPE_CHECKING:
@@ -130,8 +130,7 @@ def trained_groups(config: TrainConfig) -> tuple[str, ...]:
         UsageError: as `prepare_model`.
     """
     ranks = {"language_model_lora": config.lora.language_model.rank, "transformer_lora": config.lora.transformer.rank}
-    new = [group for stage in STAGES.values() for group in stage.new]
-    for key, names, known in (("train", config.train, [*GROUPS, *LORA_GROUPS]), ("fresh", config.fresh, new)):
+    for key, names, known in (("train", config.train, [*GROUPS, *LORA_GROUPS]), ("fresh", config.fresh, [*NEW])):
         for name in names:
             if name not in known:
                 raise UsageError(f"'{key}' has no group '{name}'", f"the groups are {', '.join(known)}")
@@ -197,7 +196,7 @@ def make_preview(
     from kiwi_cli.pipeline import KiwiPipeline
 
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    vae = checkpoint._load_vae(folder / "vae", dtype, accelerator.device)
+    vae = checkpoint.load_vae(folder / "vae", dtype, accelerator.device)
     pipe = KiwiPipeline(
         model.transformer,
         vae,
@@ -207,6 +206,7 @@ def make_preview(
         model.tokenizer,
         model.colour,
         model.references_first,
+        model.shift,
     )
 
     def context(sample: Sample) -> torch.Tensor:

@@ -70,6 +70,9 @@ STAGES: dict[str, Stage] = {
     "reference": Stage((*_FIRST, *_SECOND, *_THIRD, "language_model_lora", "transformer"), _THIRD),
 }
 
+NEW = {group: GROUPS[group] for stage in STAGES.values() for group in stage.new}
+"""Groups that no base model has."""
+
 
 def apply_stage(
     model: Any,
@@ -93,7 +96,7 @@ def apply_stage(
         name -> parameter, of the trained ones.
 
     Raises:
-        UsageError: an unknown group, one that has no LoRA settings, or a name in `freeze` that fits nothing.
+        UsageError: an unknown group, or a name in `freeze` that fits nothing.
     """
     wanted = tuple(groups) or STAGES[stage].groups
     known = (*GROUPS, *LORA_GROUPS)
@@ -113,7 +116,7 @@ def apply_stage(
         if _LORA.search(name):
             trained = name.startswith(tuple(adapters))
         else:
-            trained = name.startswith(tuple(beginnings)) and ".rotary" not in name
+            trained = name.startswith(tuple(beginnings))
         parameter.requires_grad_(trained and not name.startswith(frozen))
     for start in frozen:
         if not any(name.startswith(start) for name, _ in model.named_parameters()):
@@ -156,15 +159,12 @@ def initialise(model: nn.Module, groups: Iterable[str], seed: int = 0) -> None:
     that a new part changes nothing at first.
 
     Args:
-        groups: of `GROUPS`; the language model and the transformer have weights of their own and are left alone.
-
-    Raises:
-        KeyError: a group that is not one of `GROUPS`.
+        groups: of `NEW`: all others have weights of their own.
     """
     generator = torch.Generator().manual_seed(seed)
     for group in groups:
         for name, parameter in model.named_parameters():
-            if not name.startswith(GROUPS[group]) or group in ("language_model", "transformer"):
+            if not name.startswith(NEW[group]):
                 continue
             if name.endswith("_queries"):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
