@@ -26,7 +26,7 @@ with `--json` too (`kiwi doctor` alone prints its object either way).
 | 0 | done |
 | 1 | the job failed, or part of it |
 | 2 | wrong usage |
-| 130 | interrupted; nothing was written |
+| 130 | interrupted; nothing was written (`train` and `data cache` keep what is done, and go on from it) |
 
 `KIWI_DEBUG=1` shows the traceback of an error. `kiwi --install-completion` teaches the shell the options, the models
 and the choices.

@@ -2,7 +2,7 @@
 
     python scripts/train_tiny.py                # all steps, in runs/tiny; what is there already is not done again
     python scripts/train_tiny.py vae base       # some: vae, base, cache, alignment, instruction, reference, polish,
-                                                # install
+                                                # install, measure
 
 A step that was interrupted goes on when it is started again: the autoencoder and the stages from their last state, the
 cache from its last whole file. docs/tiny.md has the figures of the model that is in the package.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from multiprocessing import get_context
@@ -26,6 +27,7 @@ from kiwi_cli.synth.scenes import make_scene
 from kiwi_cli.synth.wordings import KINDS, WORDINGS, wording
 
 ROOT = Path(__file__).resolve().parents[1]
+WORK = Path("runs/tiny")  # as in the stages' files: start it in the project's folder
 RECIPES = ROOT / "recipes/tiny"
 PACKAGE = ROOT / "src/kiwi_cli/tiny"
 REFERENCES = ("reference-background", "reference-subject")
@@ -54,8 +56,6 @@ TRANSFORMER = {"heads": 4, "head_dim": 64, "ffn": 1024, "layers": 6, "patch": [1
 TEXT = {"hidden": 256, "ffn": 704, "layers": 3, "heads": 4, "kv_heads": 2}
 VISION = {"hidden": 128, "ffn": 256, "depth": 2, "heads": 4, "full": [1]}
 QUERIES, VOCABULARY = 16, 1536
-OFFERS = ("black-and-white", "sepia", "night", "snow", "negative")
-"""Kinds that passed in docs/tiny.md; another training must be measured again before it offers anything."""
 WORKING = {"pixels": WIDE_SIZE[0] * WIDE_SIZE[1], "frames": 5, "steps": 16}
 
 
@@ -244,7 +244,7 @@ def cache(work: Path, names: list[str]) -> None:
         print(f"{name}: {report.rows} rows, {report.held_out} held out", flush=True)
 
 
-def stage(work: Path, name: str) -> None:
+def stage(name: str) -> None:
     from kiwi_cli.console import Console
     from kiwi_cli.train.config import load_config
     from kiwi_cli.train.run import run_stage
@@ -255,45 +255,54 @@ def stage(work: Path, name: str) -> None:
     run_stage(config, console=Console(), resume=True, device="cpu")
 
 
-def install(work: Path, offers: list[str]) -> None:
-    """Put the last stage's export into the package, with the kinds of edit that it is good for."""
+def install(work: Path) -> None:
+    """Put the last stage's export into the package. It offers nothing before it is measured."""
     from kiwi_cli.cli import run
 
     shutil.rmtree(PACKAGE, ignore_errors=True)
     # The stages carry the autoencoder along in fp32; the package has everything in bf16.
     if run(["convert", str(work / "polish/export/folder"), str(PACKAGE), "--dtype", "bfloat16", "--quiet"]):
         raise SystemExit(1)
-    index = json.loads((PACKAGE / "model_index.json").read_text())
-    index |= {"working": WORKING, "offers": offers}
-    (PACKAGE / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    _describe({"working": WORKING, "offers": []})
 
 
-STEPS = ("vae", "base", "cache", "alignment", "instruction", "reference", "polish", "install")
+def measure(work: Path) -> None:
+    """Edit held-out scenes with what is in the package; it then offers the kinds that pass."""
+    out = work / "quality"
+    script = ROOT / "benchmarks/tiny_quality.py"
+    subprocess.run([sys.executable, str(script), str(PACKAGE), "--out", str(out)], check=True)
+    _describe({"offers": json.loads((out / "table.json").read_text())["passing"]})
+
+
+def _describe(keys: dict[str, Any]) -> None:
+    file = PACKAGE / "model_index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | keys, indent=2) + "\n")
+
+
+STEPS = ("vae", "base", "cache", "alignment", "instruction", "reference", "polish", "install", "measure")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("steps", nargs="*", choices=[*STEPS, []], help="which; all by default")
-    parser.add_argument("--work", type=Path, default=Path("runs/tiny"))
     parser.add_argument("--data", nargs="*", default=list(DATA), choices=list(DATA), help="caches to make")
-    parser.add_argument(
-        "--offers", nargs="*", default=list(OFFERS), help="kinds of edit that passed (benchmarks/tiny_quality.py)"
-    )
     args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
+    WORK.mkdir(parents=True, exist_ok=True)
     for step in args.steps or STEPS:
         print(f"== {step}", file=sys.stderr, flush=True)
         if step == "vae":
-            vae(args.work)
+            vae(WORK)
         elif step == "base":
-            if not (args.work / "base").exists():
-                base(args.work)
+            if not (WORK / "base").exists():
+                base(WORK)
         elif step == "cache":
-            cache(args.work, args.data)
+            cache(WORK, args.data)
         elif step == "install":
-            install(args.work, args.offers)
+            install(WORK)
+        elif step == "measure":
+            measure(WORK)
         else:
-            stage(args.work, step)
+            stage(step)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ import torch
 from kiwi_cli import KiwiPipeline
 from kiwi_cli import memory as mem
 from kiwi_cli.bench.live_memory import count_peak
-from kiwi_cli.bench.random_model import random_pipeline
+from kiwi_cli.bench.random_model import SIZES, random_pipeline
 from kiwi_cli.errors import DeviceError, UsageError
+from kiwi_cli.pictures import as_picture
 from kiwi_cli.residency import Residency, count_work, weigh
 from kiwi_cli.vae import decode_stream, encode_stream
 
@@ -75,12 +76,24 @@ def test_the_plan_is_within_15_percent_of_the_count(
         assert counted <= {1: 10.5e9, 4: 6.5e9}.get(strips, 10.5e9)
 
 
-def test_the_prompts_estimate_holds_what_is_counted(pipe: Any) -> None:
-    model = random_pipeline("mid", torch.device("cpu"), torch.float32)
-    frames = random_frames(16, 224, 416)
-    inputs = model.inputs(frames, "make it snowy")
-    counted = count_peak(lambda: model.encode_inputs(inputs), model.mllm_encoder)
-    assert 0.7 < counted / count_work(model, frames, 0, inputs).prompt < 1.15
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def released_widths(request: pytest.FixtureRequest) -> Any:
+    """The released widths of the language model and its eyes, two layers of each: real tensors that can be counted."""
+    released = SIZES["5b"]
+    layers = {"text": {**released["text"], "layers": 2, "vocab": 2000}, "vision": {**released["vision"], "depth": 2}}
+    layers["vision"]["full"] = [1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "thin", {**SIZES["mid"], **layers})
+        return random_pipeline("thin", torch.device("cpu"), getattr(torch, request.param))
+
+
+@pytest.mark.parametrize("references", [0, 1])
+def test_the_prompts_estimate_holds_what_is_counted(released_widths: Any, references: int) -> None:
+    frames = random_frames(8, 224, 416)
+    inputs = released_widths.inputs(frames, "make it snowy", [as_picture(frames[0])] * references)
+    counted = count_peak(lambda: released_widths.encode_inputs(inputs), released_widths.mllm_encoder)
+    work = count_work(released_widths, frames, references, inputs)
+    assert work.prompt == pytest.approx(counted, rel=0.15)
 
 
 def test_weights_are_what_the_checkpoint_holds(weights: mem.Weights) -> None:

@@ -169,10 +169,11 @@ def estimate(shape: Shape, size: Size, frames: int, references: int, steps: int,
     latent_frames = latent_frame_count(frames)
     tokens = (latent_frames + references) * (size.width // shape.grid) * (size.height // shape.grid)
     area = min(max(size.width * size.height, shape.least_area), VISION_AREA)
-    patches = -(-min(frames, VISION_FRAMES) // 2) * area // VISION_PATCH
+    patches = seen = -(-min(frames, VISION_FRAMES) // 2) * area // VISION_PATCH
     context = shape.queries[2 if references else 1 if frames > 1 else 0]
     if references:
-        patches += MERGED_PATCHES * shape.queries[2]  # a reference picture, at most
+        picture = MERGED_PATCHES * shape.queries[2]  # a reference picture, at most
+        patches, seen = patches + picture, max(patches, picture)
         context += shape.queries[2]
     prompt = patches // MERGED_PATCHES + context + PROMPT_TOKENS
     step = step_operations(shape, tokens, context) / 1e12
@@ -187,7 +188,7 @@ def estimate(shape: Shape, size: Size, frames: int, references: int, steps: int,
         encoder_width=shape.encoder * 4,  # the encoder stays fp32
         decoder_width=shape.decoder * item,
         transformer=shape.width * item,
-        prompt=int(memory.INSTRUCTION * max(patches * shape.vision, prompt * shape.text) * item),
+        prompt=memory.prompt_bytes(seen, shape.vision, prompt, shape.text, item),
         latent_bytes=16
         * shape.latent_channels
         * (size.width * TOKEN_LATENTS // shape.grid)

@@ -47,9 +47,10 @@ DECODE = {1: 21.1, 2: 15.9, 4: 13.6, 8: 13.3}
 ENCODE = {1: 11.4, 2: 8.0, 4: 6.6, 8: 6.3}
 # Transformer: times tokens, width and bytes of precision.
 DENOISE = 15.5
-# Language model: times tokens (of the text, or patches of the vision tower, whichever needs more), hidden plus
-# feed-forward width, and bytes of precision.
-INSTRUCTION = 5.0
+# Language model: times tokens, hidden plus feed-forward width, and bytes of precision; its vision tower: times patches
+# likewise, by bytes of precision, for in half precision it turns queries and keys in fp32.
+PROMPT = 3.3
+VISION = {2: 4.6, 4: 3.3}
 
 TILE_PIXELS = 256 * 256  # the library's default tile
 
@@ -57,6 +58,17 @@ RESERVE = 600_000_000
 """Bytes kept free for what is not a tensor of ours: the CUDA context's growth, kernels' workspaces, fragments."""
 
 GB = 1e9
+
+
+def prompt_bytes(patches: int, vision: int, tokens: int, text: int, item: int) -> int:
+    """Peak bytes of the language model's activations, beside the pixels it is given.
+
+    Args:
+        patches: of the vision tower in its largest call; a video and a picture are seen one after the other.
+        vision, text: hidden plus feed-forward width of the vision tower and of the language model.
+        tokens: of the prompt. item: bytes of precision.
+    """
+    return int(max(VISION[item] * patches * vision, PROMPT * tokens * text) * item)
 
 
 @dataclass(frozen=True)

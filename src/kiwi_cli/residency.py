@@ -16,7 +16,6 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kiwi_cli.memory import (
-    INSTRUCTION,
     NEEDED,
     UNITS,
     Plan,
@@ -27,6 +26,7 @@ from kiwi_cli.memory import (
     check_level,
     free_memory,
     plan,
+    prompt_bytes,
     resident_units,
     step_down,
 )
@@ -217,8 +217,13 @@ def count_work(pipe: KiwiPipeline, frames: np.ndarray, references: int, inputs: 
     item = pipe.compute_dtype.itemsize
     token = dit.num_attention_heads * dit.attention_head_dim * item
     pixels = [values for values in (inputs.pixel_values_videos, inputs.pixel_values) if values is not None]
-    vision = sum(map(len, pixels)) * (qwen.vision_config.hidden_size + qwen.vision_config.intermediate_size)
-    text = inputs.input_ids.numel() * (qwen.text_config.hidden_size + qwen.text_config.intermediate_size)
+    prompt = prompt_bytes(
+        max(map(len, pixels)),
+        qwen.vision_config.hidden_size + qwen.vision_config.intermediate_size,
+        inputs.input_ids.numel(),
+        qwen.text_config.hidden_size + qwen.text_config.intermediate_size,
+        item,
+    )
     return Work(
         width=width,
         height=height,
@@ -227,7 +232,7 @@ def count_work(pipe: KiwiPipeline, frames: np.ndarray, references: int, inputs: 
         encoder_width=vae.base_dim * pipe.vae.encoder.conv_in.weight.element_size(),
         decoder_width=(vae.decoder_base_dim or vae.base_dim) * pipe.vae.decoder.conv_in.weight.element_size(),
         transformer=token,
-        prompt=int(INSTRUCTION * max(vision, text) * item) + 4 * sum(values.numel() for values in pixels),
+        prompt=prompt + 4 * sum(values.numel() for values in pixels),
         # Source, noise and result in fp32, once more while they change; up to a thousand context tokens.
         latent_bytes=4 * 4 * vae.z_dim * area * (latent_frames + references) + 1024 * token,
     )

@@ -183,7 +183,7 @@ def test_an_empty_folder_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ("failure", "raised", "words"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), MediaError, "no space left"),
-        (PermissionError(errno.EACCES, "Permission denied"), MediaError, "permission denied"),
+        (PermissionError(errno.EACCES, "Permission denied"), MediaError, "not allowed to write"),
         (KeyboardInterrupt("by hand"), KeyboardInterrupt, "by hand"),
     ],
 )

@@ -168,6 +168,7 @@ def _vae_config(shape: dict[str, int]) -> dict[str, Any]:
 
 
 def qwen_config(shape: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """Qwen2.5-VL's config from the `text` and `vision` of a shape as in `SIZES`, with the tokenizer's special ids."""
     text, vision = shape["text"], shape["vision"]
     head_dim = text["hidden"] // text["heads"]
     third = head_dim // 2 * 3 // 8

@@ -14,7 +14,6 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import IO, Any, Literal
 import numpy as np
 
 from kiwi_cli import __version__
-from kiwi_cli.errors import KiwiError, MediaError, UsageError
+from kiwi_cli.errors import UsageError
 from kiwi_cli.synth.edits import Edit, make_edit
 from kiwi_cli.synth.scenes import Scene, make_scene
 from kiwi_cli.synth.wordings import KINDS, SPLITS, Split, wording
@@ -151,15 +150,17 @@ def write_rows(
         UsageError: `out` exists, is none of ours, or the format is unknown. Nothing is written.
         MediaError: the disk is full, or the folder cannot be written to. Nothing is left.
     """
+    from kiwi_cli.video.failures import writing
+
     if table_format not in FORMATS:
         raise UsageError(f"unknown format '{table_format}'", f"use one of {', '.join(FORMATS)}")
     check_folder(out, overwrite)
-    with _writing(out):
+    with writing(out, "choose another folder", "choose another folder"):
         beside = out if out.exists() else out.parent
         beside.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name[:40]}-", suffix=_PARTIAL, dir=beside))
     try:
-        with _writing(out):
+        with writing(out, "choose another folder", "choose another folder"):
             folder = temporary / "whole"
             folder.mkdir()
             table, kinds = folder / f"rows.{table_format}", Counter[str]()
@@ -301,18 +302,3 @@ def _move(names: tuple[str, ...], source: Path, destination: Path) -> None:
     for name in names:
         if (source / name).exists() and not (destination / name).exists():
             (source / name).rename(destination / name)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn what the libraries raise while a folder is written into a MediaError."""
-    from kiwi_cli.video.failures import NO_SPACE, WRITE_ERRORS, reason
-
-    try:
-        yield
-    except KiwiError:
-        raise
-    except WRITE_ERRORS as error:
-        if getattr(error, "errno", None) in NO_SPACE:
-            raise MediaError(f"no space left to write '{path}'", "free some space, or choose another folder") from error
-        raise MediaError(f"cannot write '{path}': {reason(error)}", "choose another folder") from error

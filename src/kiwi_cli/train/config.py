@@ -39,7 +39,8 @@ class Optimiser:
     """How weights move. The released runs: AdamW, lr 1e-5 (5e-6 in the last stage), weight decay 0.01.
 
     Attributes:
-        name: 'muon' is Muon for hidden matrices and AdamW for the rest (muon.py), for training from nothing.
+        name: 'muon' is Muon for the transformer's hidden matrices and AdamW for the rest (muon.py), for training from
+            nothing.
     """
 
     name: Literal["adamw", "muon"] = "adamw"

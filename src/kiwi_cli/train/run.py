@@ -115,10 +115,11 @@ def prepare_model(config: TrainConfig, model: KiwiTrainModel) -> None:
         UsageError: a group that there is not, a LoRA without a rank or one that is not trained, or a `freeze` that no
             parameter's name begins with.
     """
+    groups = trained_groups(config)
     torch.manual_seed(config.seed)  # LoRAs begin at random
     initialise(model, config.fresh, config.seed)
     lora = {"language_model_lora": config.lora.language_model, "transformer_lora": config.lora.transformer}
-    apply_stage(model, config.stage, groups=trained_groups(config), freeze=config.freeze, lora=lora)
+    apply_stage(model, config.stage, groups=groups, freeze=config.freeze, lora=lora)
     if config.checkpointing:
         model.enable_checkpointing()
 

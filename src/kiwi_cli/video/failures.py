@@ -48,20 +48,24 @@ def reading(path: Path, hint: str = "check that the file plays elsewhere") -> It
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn whatever a library raises while writing `path` into a MediaError."""
+def writing(
+    path: Path, elsewhere: str = "write elsewhere with --output", hint: str = "try another --codec or container"
+) -> Iterator[None]:
+    """Turn whatever a library raises while writing `path` into a MediaError.
+
+    Args:
+        elsewhere: how another place is chosen. hint: what to do when nothing is known of the reason.
+    """
     try:
         yield
     except KiwiError:
         raise
     except WRITE_ERRORS as error:
         if getattr(error, "errno", None) in NO_SPACE:
-            raise MediaError(
-                f"no space left to write '{path}'", "free some space, or write elsewhere with --output"
-            ) from error
+            raise MediaError(f"no space left to write '{path}'", f"free some space, or {elsewhere}") from error
         if isinstance(error, PermissionError):
-            raise MediaError(f"not allowed to write '{path}'", "write to another folder with --output") from error
-        raise MediaError(f"cannot write '{path}': {reason(error)}", "try another --codec or container") from error
+            raise MediaError(f"not allowed to write '{path}'", elsewhere) from error
+        raise MediaError(f"cannot write '{path}': {reason(error)}", hint) from error
 
 
 def reason(error: BaseException) -> str:
