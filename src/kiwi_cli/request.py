@@ -108,29 +108,44 @@ class EditRequest:
             raise UsageError(f"--steps must be at least 1, not {self.steps}", "50 is the released default")
         if not 0 <= self.seed < 2**64:
             raise UsageError(f"--seed must be from 0 to 2**64 - 1, not {self.seed}", "any such number will do")
-        for option, value, known in (
-            ("solver", self.solver, SOLVERS),
-            ("cache", self.cache, CACHES),
-            ("quantize", self.quantize, WEIGHTS),
-            ("attention", self.attention, ATTENTIONS),
-        ):
-            if value not in known:
-                raise UsageError(f"unknown --{option}: '{value}'", f"use one of {', '.join(known)}")
-        if self.cache_threshold is not None and self.cache == "off":
-            raise UsageError("--cache-threshold needs --cache", "say which step cache")
-        if self.cache_threshold is not None and not (math.isfinite(self.cache_threshold) and self.cache_threshold >= 0):
-            raise UsageError(f"--cache-threshold is a number from 0, not {self.cache_threshold}", "0 skips nothing")
-        for option, clash, why in (
-            ("--gguf", self.gguf and self.loras, "--lora: its differences would be replaced"),
-            ("--gguf", self.gguf and self.quantize != "as-stored", "--quantize: it brings its own format"),
-            ("--compile", self.compile and self.quantize == "fp8-storage", "--quantize fp8-storage"),
-            ("--compile", self.compile and self.cache in BLOCK_CACHES, f"--cache {self.cache}; easy does"),
-            ("torchrun", team_size() > 1 and self.cache in BLOCK_CACHES, f"--cache {self.cache}; easy does"),
+        check_modes(self.solver, self.cache, self.cache_threshold, self.quantize, self.attention, self.compile)
+        for clash, why in (
+            (self.gguf and self.loras, "--lora: its differences would be replaced"),
+            (self.gguf and self.quantize != "as-stored", "--quantize: it brings its own format"),
         ):
             if clash:
-                raise UsageError(f"{option} does not go together with {why}", "leave one of them out")
+                raise UsageError(f"--gguf does not go together with {why}", "leave one of them out")
         check_level(self.memory)
         if self.max_memory is not None:
             parse_bytes(self.max_memory)
         if self.feather and self.mask is None:
             raise UsageError("--feather needs --mask", "pass the mask whose edge is softened")
+
+
+def check_modes(
+    solver: str, cache: str, cache_threshold: float | None, quantize: str, attention: str, compile: bool
+) -> None:
+    """Refuse ways to work that there are not, or not together.
+
+    Raises:
+        UsageError: the first such thing.
+    """
+    for option, value, known in (
+        ("solver", solver, SOLVERS),
+        ("cache", cache, CACHES),
+        ("quantize", quantize, WEIGHTS),
+        ("attention", attention, ATTENTIONS),
+    ):
+        if value not in known:
+            raise UsageError(f"unknown --{option}: '{value}'", f"use one of {', '.join(known)}")
+    if cache_threshold is not None and cache == "off":
+        raise UsageError("--cache-threshold needs --cache", "say which step cache")
+    if cache_threshold is not None and not (math.isfinite(cache_threshold) and cache_threshold >= 0):
+        raise UsageError(f"--cache-threshold is a number from 0, not {cache_threshold}", "0 skips nothing")
+    for option, clash, why in (
+        ("--compile", compile and quantize == "fp8-storage", "--quantize fp8-storage"),
+        ("--compile", compile and cache in BLOCK_CACHES, f"--cache {cache}; easy does"),
+        ("torchrun", team_size() > 1 and cache in BLOCK_CACHES, f"--cache {cache}; easy does"),
+    ):
+        if clash:
+            raise UsageError(f"{option} does not go together with {why}", "leave one of them out")

@@ -22,7 +22,7 @@ FULL = (Size(1280, 704), 81)
 def test_the_full_shape_is_counted_as_the_speed_benchmark_counts_it() -> None:
     from types import SimpleNamespace
 
-    from kiwi_cli.bench.speed import step_operations
+    from kiwi_cli.bench.operations import step_operations
 
     shape = estimate.RELEASED_5B
     found = estimate.estimate(shape, *FULL, references=0, steps=50)

@@ -1,6 +1,6 @@
 """The plain library path on the same weights, in the same run: what our stages are compared with.
 
-The library's own transformer forward (its attention default, no compilation, no conditions: a little less work than
+The library's own transformer forward (its default attention, no compilation, no conditions: a little less work than
 ours), and its whole-clip VAE coders, which hold all frames at once.
 """
 
@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from diffusers import WanTransformer3DModel
 
+from kiwi_cli.attention import set_attention
 from kiwi_cli.frames import to_pixels
 
 if TYPE_CHECKING:
-    from kiwi_cli.bench.speed import Clock
+    from kiwi_cli.bench.clock import Clock
     from kiwi_cli.pipeline import KiwiPipeline
 
 
@@ -24,13 +25,20 @@ if TYPE_CHECKING:
 def time_library(
     pipe: KiwiPipeline, frames: np.ndarray, context_tokens: int, clock: Clock, repeats: int
 ) -> dict[str, float]:
-    """Seconds of 'step', 'encode' and 'decode' as the library does them; medians after one warm-up.
+    """Seconds of 'step', 'encode' and 'decode' as the library does them; medians after one warm-up. The pipeline's
+    choice of attention is gone afterwards, and so are its compiled blocks.
 
-    A stage that does not fit the device is left out.
+    A stage that does not fit the device is left out, and all of them are with weights that are streamed: the
+    library's hooks cannot be taken back.
     """
+    if pipe.residency is not None and pipe.residency.streamed:
+        return {}
     device = pipe.device
     pipe.to(device)  # the library keeps everything on the device
     transformer = pipe.transformer
+    set_attention(transformer, "sdpa")
+    for block in transformer.blocks:
+        block._compiled_call_impl = None
     transformer.condition_embedder.text_embedder = torch.nn.Identity()  # the library's forward calls it
     pixels = to_pixels(frames).to(device, pipe.vae.encoder.conv_in.weight.dtype)
     latent_frames = 1 + (frames.shape[0] - 1) // pipe.frames_per_latent

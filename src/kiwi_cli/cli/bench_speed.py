@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +11,7 @@ from kiwi_cli.cli import options
 from kiwi_cli.cli.bench import bench
 from kiwi_cli.console import Console, format_bytes
 from kiwi_cli.errors import UsageError
+from kiwi_cli.request import check_modes
 
 if TYPE_CHECKING:
     from kiwi_cli.bench.speed import SpeedResult
@@ -30,22 +32,36 @@ def speed(
     against: Annotated[
         str, typer.Option(metavar="WHAT", help="Also time this on the same weights: diffusers, or none.")
     ] = "none",
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write the final latents and frames there, as .npy, to compare runs with.",
+            show_default=False,
+        ),
+    ] = None,
     memory: options.Memory = "auto",
     max_memory: options.MaxMemory = None,
+    quantize: options.Quantize = "as-stored",
     attention: options.Attention = "auto",
     compile_blocks: options.Compile = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    solver: options.Solver = "euler",
+    cache: options.Cache = "off",
+    cache_threshold: options.CacheThreshold = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Time every stage of an edit on random weights: nothing is downloaded.
 
-    Example:
+    Examples:
 
       kiwi bench speed --model mid --size 416x224 --frames 17 --steps 4
 
-    With --max-memory, the process is capped at that for real on a GPU.
+      kiwi bench speed --device cuda --compile --against diffusers
+
+    With --max-memory, the process is capped at that for real on a GPU. Without warm-ups, the first run counts too.
     """
     console = Console(quiet=quiet, as_json=as_json)
     if model not in MODELS:
@@ -61,9 +77,18 @@ def speed(
     ):
         if value < least:
             raise UsageError(f"--{name} must be at least {least}, not {value}")
-
+    if frames % 4 != 1:
+        raise UsageError(f"--frames must be 4k + 1, not {frames}", f"use {frames // 4 * 4 + 1}")
     if against not in ("none", "diffusers"):
         raise UsageError(f"unknown --against: '{against}'", "use diffusers or none")
+    check_modes(solver, cache, cache_threshold, quantize, attention, compile_blocks)
+    if against != "none" and quantize != "as-stored":
+        raise UsageError("--against compares the weights as stored", "leave --quantize out")
+    if save is not None:
+        from kiwi_cli.video.failures import writing
+
+        with writing(save, "pass another --save", "pass a folder with --save"):
+            save.mkdir(parents=True, exist_ok=True)
 
     from kiwi_cli.bench.speed import SpeedRequest, measure
 
@@ -80,48 +105,85 @@ def speed(
         max_memory=max_memory,
         attention=attention,
         compile=compile_blocks,
+        quantize=quantize,
+        solver=solver,
+        cache=cache,
+        cache_threshold=cache_threshold,
         against_library=against == "diffusers",
         warmups=warmups,
         repeats=repeats,
+        save=None if save is None else str(save),
     )
     with console.stages(STAGES) as stages:
         result = measure(request, stages)
-    console.result(table(result), result.as_json())
+    console.result(text(result), result.as_json())
+
+
+ROWS = {
+    "load": "build the weights",
+    "compile": "compile",
+    "instruction": "instruction",
+    "encode": "encode",
+    "step": "step, median",
+    "step_p90": "step, p90",
+    "denoise": "all steps",
+    "decode": "decode",
+    "write": "write",
+    "edit": "edit, warm",
+    "first": "edit, cold",
+    "file": "file to file, warm",
+}
+
+
+def text(result: SpeedResult) -> str:
+    """What was measured: what and where, a table of the stages, then memory and everything that is not exact."""
+    request = result.request
+    names = [f"{name} {number}" for name, number in result.versions.items()]
+    names += [f"driver {result.driver}"] if result.driver else []
+    product = f"matrix product {result.matrix_tflops:.3g} TFLOP/s"
+    lines = [
+        f"{request.model} random weights, {request.width}x{request.height}, {request.frames} frames, "
+        f"{result.tokens} tokens, context {result.context_tokens}, {request.steps} steps",
+        f"{result.device}, {result.dtype}, attention {result.attention}{', compiled' if request.compile else ''}; "
+        f"{product}; {result.date}",
+        ", ".join(names),
+        table(result),
+        "peak memory: " + ", ".join(f"{name} {format_bytes(size)}" for name, size in result.memory.items()),
+        result.plan,
+        *result.approximations,
+    ]
+    if request.against_library and not result.library:
+        lines.append("the library is not timed: it cannot stream weights, or has no room")
+    return "\n".join(lines)
 
 
 def table(result: SpeedResult) -> str:
-    """The result as text: a line for each stage, then rates and memory."""
-    request, stages = result.request, result.stages
-    rows: list[tuple[str, Any]] = [
-        ("build the weights", f"{stages['load']:9.3f} s"),
-        ("instruction", f"{stages['instruction']:9.3f} s"),
-        ("encode", f"{stages['encode']:9.3f} s"),
-        ("step, median", f"{stages['step']:9.3f} s"),
-        ("step, p90", f"{stages['step_p90']:9.3f} s"),
-        (f"{request.steps} steps", f"{stages['denoise']:9.3f} s"),
-        ("decode", f"{stages['decode']:9.3f} s"),
-        ("edit, warm", f"{stages['edit']:9.3f} s"),
-        ("edit, cold", f"{stages['first']:9.3f} s"),
-        ("file to file, warm", f"{stages['file']:9.3f} s"),
-        ("step, rate", f"{result.step_tflops:9.3f} TFLOP/s of {result.tflop['step']:.3f} TFLOP"),
-        ("matrix product", f"{result.matrix_tflops:9.3f} TFLOP/s; the step reaches {share(result)}"),
-        *((f"library, {name}", against(stages[name], seconds)) for name, seconds in result.library.items()),
-        *((f"peak, {name}", f"{format_bytes(count):>11}") for name, count in result.memory.items()),
-    ]
-    head = (
-        f"{request.model} random weights, {request.width}x{request.height}, {request.frames} frames, "
-        f"{result.tokens} tokens, context {result.context_tokens}; "
-        f"{result.device}, {result.dtype}, {result.attention}{', compiled' if request.compile else ''}; "
-        + ", ".join(f"{name} {number}" for name, number in result.versions.items())
-    )
-    return "\n".join([head, *(f"  {label:<20}{value}" for label, value in rows), f"  {result.plan}"])
+    """A row for each stage: seconds, counted operations and their rate, and the share of the floor, which is the time
+    that the operations take at the matrix rate."""
+    from rich.console import Console as RichConsole
+    from rich.table import Table
 
-
-def against(ours: float, library: float) -> str:
-    """The library's seconds, and how many times ours they are."""
-    return f"{library:9.3f} s, {library / ours:.2f} times ours"
-
-
-def share(result: SpeedResult) -> str:
-    """Of the device's own matrix rate."""
-    return f"{100 * result.step_tflops / result.matrix_tflops:.0f} % of it"
+    rows = Table("stage", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in (
+        "seconds",
+        "TFLOP",
+        "TFLOP/s",
+        "of the floor",
+        *(("library, s", "ratio") if result.library else ()),
+    ):
+        rows.add_column(heading, justify="right")
+    labels = ROWS if result.request.warmups else ROWS | {"edit": "edit, with the cold"}
+    for name, label in labels.items():
+        if name not in result.stages:
+            continue
+        seconds, floor, operations = result.stages[name], result.floors.get(name), result.tflop.get(name)
+        row = [f"{seconds:.3f}"]
+        row += ["", ""] if operations is None else [f"{operations:.4g}", f"{operations / seconds:.3g}"]
+        row.append("" if floor is None else f"{100 * floor / seconds:.0f} % of {floor:.3g} s")
+        if name in result.library:
+            row += [f"{result.library[name]:.3f}", f"{result.library[name] / seconds:.2f}"]
+        rows.add_row(label, *row)
+    wide = RichConsole(width=120, color_system=None)
+    with wide.capture() as capture:
+        wide.print(rows)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())

@@ -1,0 +1,65 @@
+"""Floating-point operations of each stage of an edit, counted: what its time can be read against.
+
+The coders are counted whole, on `meta`: strips compute their halos twice, and that is a cost, not work to be done.
+The transformer's are summed from its shapes; the language model's by torch's counter while it reads a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from kiwi_cli import vae as wan_vae
+
+
+def step_operations(config: Any, tokens: int, context_tokens: int) -> float:
+    """Operations of one forward of the transformer's blocks.
+
+    Args:
+        config: the transformer's (`num_layers`, `num_attention_heads`, `attention_head_dim`, `ffn_dim`).
+        tokens: video and reference tokens. context_tokens: of the instruction encoder.
+    """
+    width = config.num_attention_heads * config.attention_head_dim
+    linear = 12 * tokens * width**2 + 4 * context_tokens * width**2 + 4 * tokens * width * config.ffn_dim
+    attention = 4 * tokens**2 * width + 4 * tokens * context_tokens * width
+    return float(config.num_layers * (linear + attention))
+
+
+def coder_operations(config: Any, latent_frames: int, height: int, width: int, references: int) -> tuple[float, float]:
+    """Operations of encoding a clip and its reference pictures, and of decoding it.
+
+    Args:
+        config: the VAE's. latent_frames: of the clip. height, width: pixels, as the coders work.
+    """
+    with torch.device("meta"):
+        vae = AutoencoderKLWan.from_config(dict(config)).eval()
+    stride, scale = vae.config.scale_factor_temporal, vae.config.scale_factor_spatial
+
+    def chunk(frames: int) -> torch.Tensor:
+        return torch.empty(1, 3, frames, height, width, device="meta")
+
+    latents = torch.empty(1, vae.config.z_dim, latent_frames, height // scale, width // scale, device="meta")
+    first = counted(lambda: list(wan_vae.encode_stream(vae, [chunk(1)])))
+    clip = [chunk(1), *(chunk(stride) for _ in range(latent_frames - 1))]
+    encode = counted(lambda: list(wan_vae.encode_stream(vae, clip)))
+    return encode + references * first, counted(lambda: list(wan_vae.decode_stream(vae, latents)))
+
+
+@torch.no_grad()
+def counted(work: Callable[[], Any]) -> float:
+    """Operations of matrix products, convolutions and attention that run in `work`."""
+    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+def _attention(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **options: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+_CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+"""torch's counter leaves the CPU's fused attention out."""
