@@ -154,6 +154,7 @@ def test_the_library_is_left_out_where_it_cannot_work(capsys: pytest.CaptureFixt
         (("--attention", "best"), "'best'"),
         (("--frames", "6"), "4k + 1"),
         (("--cache", "warm"), "'warm'"),
+        (("--cache", "mag"), "no ratios"),
         (("--solver", "magic"), "'magic'"),
         (("--quantize", "int3"), "'int3'"),
         (("--quantize", "fp8-storage", "--against", "diffusers"), "--against"),

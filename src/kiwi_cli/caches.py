@@ -74,7 +74,7 @@ class StepCache:
             if self.ratios is None:
                 raise UsageError(
                     "step cache 'mag' needs ratios measured on these weights, and none are published for Kiwi-Edit",
-                    "measure them with one calibration run and pass them, or use easy, which needs none",
+                    "measure them with one calibration run (--calibrate-cache) and pass them, or use easy",
                 )
             if not self.ratios or not all(math.isfinite(ratio) and ratio > 0 for ratio in self.ratios):
                 raise UsageError("ratios of step cache 'mag' are positive numbers", "measure them again")

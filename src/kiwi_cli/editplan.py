@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kiwi_cli.record import sidecar_of
 from kiwi_cli.request import STEPS, EditRequest
 from kiwi_cli.video import Clip, Mask, Size, Span, padded_frame_count, requested_size, size_of_area, working_size
 from kiwi_cli.weights.settings import ModelSettings
@@ -17,7 +19,7 @@ class EditPlan:
 
     Attributes:
         size: working size. steps: of the schedule. output: the file or folder that will be written.
-        extras: what is written beside it, by kind: 'comparison', 'sheet', 'sidecar'.
+        extras: what else is written, by kind: 'comparison', 'sheet', 'sidecar', 'ratios'.
         model: the checkpoint's folder, or None while it has to be fetched or converted first.
         commit: of a model from the Hub, when known.
         parameters: of the model, stored; 0 when not known yet.
@@ -74,3 +76,28 @@ def size_for(clip: Clip, request: EditRequest, settings: ModelSettings) -> Size:
     if request.size is None and settings.pixels is not None:
         return size_of_area(*clip.display_size, settings.pixels, settings.multiple)
     return working_size(*clip.display_size, request.size, settings.multiple)
+
+
+def default_output(clip: Clip) -> Path:
+    """Beside the input, of the same kind."""
+    suffix = clip.path.suffix.lower()
+    if clip.kind == "sequence":
+        return clip.path.with_name(clip.path.name + "-edited")
+    known: Sequence[str] = (".mp4", ".mov", ".mkv", ".webm", ".gif", ".png", ".jpg", ".jpeg", ".webp")
+    if suffix not in known:
+        suffix = ".png" if clip.kind == "image" else ".mp4"
+    return clip.path.with_name(f"{clip.path.stem}-edited{suffix}")
+
+
+def extras_of(request: EditRequest, output: Path) -> dict[str, Path]:
+    """What else is written, by kind."""
+    extras = {}
+    if request.compare is not None:
+        extras["comparison"] = output.with_name(f"{output.stem}-compare{output.suffix}")
+    if request.sheet:
+        extras["sheet"] = output.with_name(f"{output.stem}-sheet.png")
+    if request.sidecar:
+        extras["sidecar"] = sidecar_of(output)
+    if request.calibrate_cache is not None:
+        extras["ratios"] = request.calibrate_cache
+    return extras

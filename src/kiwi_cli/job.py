@@ -13,16 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from kiwi_cli import parallel, record, weights
-from kiwi_cli.editplan import EditPlan, changes, size_for
+from kiwi_cli import parallel, ratios, record, weights
+from kiwi_cli.editplan import EditPlan, changes, default_output, extras_of, size_for
 from kiwi_cli.errors import UsageError
-from kiwi_cli.loading import apply_loras, find_loras, find_model, load, tune
+from kiwi_cli.loading import apply_loras, find_loras, find_model, load, modes, tune
 from kiwi_cli.request import MAX_FRAMES, STEPS, EditRequest
 from kiwi_cli.sources import open_reference
 from kiwi_cli.video import (
-    Clip,
     FrameWriter,
     Size,
     SourceFrame,
@@ -90,9 +90,11 @@ def plan(request: EditRequest, found: tuple[Path | None, int, str | None] | None
     output = request.output or default_output(clip)
     if output.absolute() == request.input.absolute():
         raise UsageError(f"the output would replace the input: '{output}'", "pass another --output")
-    extras = _extras(request, output)
-    for path in (output, *(path for kind, path in extras.items() if kind != "sidecar")):
+    extras = extras_of(request, output)
+    for path in (output, *(path for kind, path in extras.items() if kind not in ("sidecar", "ratios"))):
         check_output(path, overwrite=request.overwrite)
+    if request.calibrate_cache is not None:
+        ratios.check_new(request.calibrate_cache, request.overwrite, record.sidecar_of(output))
     if "sidecar" in extras and extras["sidecar"].exists() and not request.overwrite:
         raise UsageError(f"output exists: '{extras['sidecar']}'", "pass --overwrite, or another --output")
     mask = load_mask(request.mask, clip, feather=request.feather) if request.mask is not None else None
@@ -117,6 +119,8 @@ def plan(request: EditRequest, found: tuple[Path | None, int, str | None] | None
         request, clip, span, size, output, model, parameters, (), mask, extras, commit, steps, settings, windows
     )
     notices = [*clip.notices, *span.notices, *changes(work)]
+    if request.cache_ratios is not None:
+        notices += ratios.for_request(request, model, steps)[1]
     if settings.offers:
         notices.append(f"the model is good for: {', '.join(settings.offers)}")
     notices += (_open_writer(work, output)).notices
@@ -167,20 +171,20 @@ def run(
     writers = [_open_writer(work, work.output, text)]
     if "comparison" in work.extras:
         writers.append(_open_comparison(work, text))
-    call: dict[str, Any] = {"steps": work.steps, "seed": request.seed}
-    if request.solver != "euler" or request.cache != "off":
-        from kiwi_cli.caches import StepCache
-
-        call |= {"solver": request.solver, "cache": StepCache.of(request.cache, request.cache_threshold)}
+    call: dict[str, Any] = {"steps": work.steps, "seed": request.seed, **modes(request, work.model, work.steps)}
     first = parallel.is_first()
     told_once = iter([console.note] if console else [])
+    measured: list[list[float]] = []  # of each window
 
     def edit(frames: np.ndarray, progress: Callable[[str, int, int], None]) -> Iterator[np.ndarray]:
         if not first:
             pipe(frames, request.prompt, references, output="latents", progress=progress, **call)
             return iter(())
         notify = next(told_once, None)  # the first window speaks for all
-        return pipe(frames, request.prompt, references, output="stream", progress=progress, notify=notify, **call)
+        chunks = pipe(frames, request.prompt, references, output="stream", progress=progress, notify=notify, **call)
+        if request.calibrate_cache is not None:
+            measured.append(pipe.cache_run.ratios)  # type: ignore[union-attr]
+        return chunks
 
     if whole is None:
         assert work.windows is not None
@@ -201,6 +205,11 @@ def run(
             for writer in writers:
                 writer.write(chunk)
     _write_beside(work, settings)
+    if request.calibrate_cache is not None:
+        assert work.model is not None
+        values = [fmean(step) for step in zip(*measured, strict=True)]
+        shift = {"shift": float(pipe.config.shift)}
+        ratios.write(request.calibrate_cache, values, request, work.model, settings | shift)
     parallel.leave()
     seconds["total"] = time.perf_counter() - begin
     told = [*work.notices]
@@ -267,17 +276,6 @@ def _frames(work: EditPlan) -> Iterator[SourceFrame]:
     return read_frames(work.clip, work.span, size=work.size, fit=work.request.fit)  # type: ignore[arg-type]
 
 
-def default_output(clip: Clip) -> Path:
-    """Beside the input, of the same kind."""
-    suffix = clip.path.suffix.lower()
-    if clip.kind == "sequence":
-        return clip.path.with_name(clip.path.name + "-edited")
-    known: Sequence[str] = (".mp4", ".mov", ".mkv", ".webm", ".gif", ".png", ".jpg", ".jpeg", ".webp")
-    if suffix not in known:
-        suffix = ".png" if clip.kind == "image" else ".mp4"
-    return clip.path.with_name(f"{clip.path.stem}-edited{suffix}")
-
-
 def peak_memory(device: str) -> dict[str, int]:
     """Peaks in bytes since the process began, of a loaded torch's device too."""
     try:
@@ -292,18 +290,6 @@ def peak_memory(device: str) -> dict[str, int]:
         peaks["allocated"] = torch.cuda.max_memory_allocated(device)
         peaks["reserved"] = torch.cuda.max_memory_reserved(device)
     return peaks
-
-
-def _extras(request: EditRequest, output: Path) -> dict[str, Path]:
-    """What is written beside the output."""
-    extras = {}
-    if request.compare is not None:
-        extras["comparison"] = output.with_name(f"{output.stem}-compare{output.suffix}")
-    if request.sheet:
-        extras["sheet"] = output.with_name(f"{output.stem}-sheet.png")
-    if request.sidecar:
-        extras["sidecar"] = record.sidecar_of(output)
-    return extras
 
 
 def _open_writer(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from kiwi_cli import parallel, weights
+from kiwi_cli import parallel, ratios, weights
 from kiwi_cli.errors import CheckpointError, UsageError
 from kiwi_cli.request import EditRequest
 from kiwi_cli.weights import embedded, hub, lora, raw
@@ -122,3 +122,17 @@ def apply_loras(request: EditRequest, pipe: KiwiPipeline, console: Console | Non
     if not specs:
         return ()
     return lora.apply(pipe.transformer, specs, Access(download=request.download, console=console))
+
+
+def modes(request: EditRequest, folder: Path | None, steps: int) -> dict[str, Any]:
+    """Solver and step cache as a pipeline takes them, where they are not its defaults."""
+    if request.solver == "euler" and request.cache == "off" and request.calibrate_cache is None:
+        return {}
+    from kiwi_cli.caches import StepCache
+
+    if request.calibrate_cache is not None:
+        return {"solver": request.solver, "cache": StepCache("mag", 0.0, calibrate=True)}
+    values = None
+    if request.cache_ratios is not None:
+        values = ratios.for_request(request, folder, steps)[0].values  # again: all of the model is here now
+    return {"solver": request.solver, "cache": StepCache.of(request.cache, request.cache_threshold, values)}

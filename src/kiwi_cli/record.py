@@ -58,6 +58,7 @@ def describe(
         "solver": request.solver,
         "cache": request.cache,
         "cache_threshold": request.cache_threshold,
+        "cache_ratios": _file(request.cache_ratios, base) if request.cache_ratios is not None else None,
         "start": request.start,
         "duration": request.duration,
         "max_frames": request.frames,
@@ -213,6 +214,7 @@ def request_from(settings: dict[str, Any], base: Path) -> EditRequest:
             solver=settings["solver"],
             cache=settings["cache"],
             cache_threshold=settings["cache_threshold"],
+            cache_ratios=_found(settings["cache_ratios"]["path"], base) if settings.get("cache_ratios") else None,
             seed=settings["seed"],
             start=settings["start"],
             duration=settings["duration"],
@@ -257,6 +259,9 @@ def check_unchanged(settings: dict[str, Any], request: EditRequest, base: Path) 
         _check(Path(str(request.mask)), mask["sha256"], "mask", "--mask PATH")
     if request.gguf is not None and request.gguf == was.gguf:
         _check(request.gguf, settings["gguf"]["sha256"], "GGUF file", "--gguf FILE")
+    if request.cache_ratios is not None and request.cache_ratios == was.cache_ratios:
+        digest = settings["cache_ratios"]["sha256"]
+        _check(request.cache_ratios, digest, "file of cache ratios", "--cache-ratios FILE")
     if request.loras == was.loras:
         for entry in settings["loras"]:
             path = Path(_model(entry["source"], base))

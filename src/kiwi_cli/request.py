@@ -16,10 +16,14 @@ MAX_FRAMES = 81
 STEPS = 50
 """Of the released schedule. A model may say another number of its own, and how many frames (weights/settings.py)."""
 
-# As sampling.py and caches.py have them, which need torch. Step cache `mag` wants measured ratios: Python only.
+# As sampling.py and caches.py have them, which need torch.
 SOLVERS = ("euler", "unipc")
-CACHES = ("off", "first-block", "easy", "sea")
-BLOCK_CACHES = ("first-block", "sea")  # they decide inside the blocks, which neither graphs nor several GPUs allow
+CACHES = ("off", "first-block", "easy", "mag", "sea")
+BLOCK_CACHES = (
+    "first-block",
+    "mag",
+    "sea",
+)  # they decide inside the blocks, which neither graphs nor several GPUs allow
 WEIGHTS = ("as-stored", "int8", "fp8", "fp8-storage")
 ATTENTIONS = ("auto", "sdpa", "cudnn", "flash", "flash3", "sage")
 
@@ -45,6 +49,7 @@ class EditRequest:
         compare: 'side' or 'wipe': source and result in one picture, in a file of its own.
         sheet: a contact sheet is written. sidecar: the settings are also written beside the output.
         solver: of the schedule. cache: step cache; cache_threshold: None is its own default.
+        cache_ratios: of cache 'mag': a file of ratios.py. calibrate_cache: such a file to measure and write.
         memory, max_memory: what is on the device when, as `KiwiPipeline.manage`.
         gguf: a file that the transformer's weights come from instead. quantize: weights in 8 bits.
         attention: kernel. compile: the transformer's blocks are compiled.
@@ -82,6 +87,8 @@ class EditRequest:
     solver: str = "euler"
     cache: str = "off"
     cache_threshold: float | None = None
+    cache_ratios: Path | None = None
+    calibrate_cache: Path | None = None
     memory: str = "auto"
     max_memory: str | None = None
     gguf: Path | None = None
@@ -109,6 +116,7 @@ class EditRequest:
         if not 0 <= self.seed < 2**64:
             raise UsageError(f"--seed must be from 0 to 2**64 - 1, not {self.seed}", "any such number will do")
         check_modes(self.solver, self.cache, self.cache_threshold, self.quantize, self.attention, self.compile)
+        self._check_ratios()
         for clash, why in (
             (self.gguf and self.loras, "--lora: its differences would be replaced"),
             (self.gguf and self.quantize != "as-stored", "--quantize: it brings its own format"),
@@ -120,6 +128,25 @@ class EditRequest:
             parse_bytes(self.max_memory)
         if self.feather and self.mask is None:
             raise UsageError("--feather needs --mask", "pass the mask whose edge is softened")
+
+    def _check_ratios(self) -> None:
+        """What step cache 'mag' works with, and what measuring it takes."""
+        if self.cache == "mag" and self.cache_ratios is None:
+            raise UsageError(
+                "--cache mag needs ratios measured on this model, and none are published",
+                "measure them in one edit with --calibrate-cache RATIOS.json, then pass --cache-ratios RATIOS.json",
+            )
+        if self.cache_ratios is not None and self.cache != "mag":
+            raise UsageError("--cache-ratios needs --cache mag", "no other step cache has ratios")
+        if self.calibrate_cache is None:
+            return
+        for option, clash in (
+            ("--cache", self.cache != "off"),
+            ("--compile", self.compile),
+            ("torchrun", team_size() > 1),
+        ):
+            if clash:
+                raise UsageError(f"--calibrate-cache does not go together with {option}", "measure without it")
 
 
 def check_modes(

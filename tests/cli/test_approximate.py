@@ -20,7 +20,7 @@ EDIT = ("edit", ROOT / "examples/reference.png", "in red", "--model", CHECKPOINT
 def test_the_words_of_the_command_line_are_the_librarys() -> None:
     from kiwi_cli import attention, quantize, sampling
 
-    assert ("off", *(kind for kind in KINDS if kind != "mag")) == CACHES  # mag wants ratios: Python only
+    assert ("off", *KINDS) == CACHES
     assert SOLVERS == sampling.SOLVERS
     assert ("auto", *attention.BACKENDS) == ATTENTIONS
     assert ("as-stored", *quantize.MODES) == WEIGHTS
@@ -68,7 +68,7 @@ def test_an_approximate_edit_says_so_everywhere(
         (("--gguf", "x.gguf", "--lora", "y.safetensors"), "--gguf does not go together with --lora"),
         (("--compile", "--quantize", "fp8-storage"), "--compile does not go together"),
         (("--compile", "--cache", "sea"), "--compile does not go together"),
-        (("--cache", "mag"), "'mag'"),
+        (("--cache", "mag"), "needs ratios"),
         (("--cache-threshold", "0.1"), "needs --cache"),
         (("--cache", "easy", "--cache-threshold", "-1"), "-1"),
     ],

@@ -82,6 +82,8 @@ def speed(
     if against not in ("none", "diffusers"):
         raise UsageError(f"unknown --against: '{against}'", "use diffusers or none")
     check_modes(solver, cache, cache_threshold, quantize, attention, compile_blocks)
+    if cache == "mag":
+        raise UsageError("random weights have no ratios for --cache mag", "use first-block, easy or sea")
     if against != "none" and quantize != "as-stored":
         raise UsageError("--against compares the weights as stored", "leave --quantize out")
     if save is not None:

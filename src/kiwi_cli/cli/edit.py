@@ -59,6 +59,8 @@ def edit(
     solver: options.Solver = "euler",
     cache: options.Cache = "off",
     cache_threshold: options.CacheThreshold = None,
+    cache_ratios: options.CacheRatios = None,
+    calibrate_cache: options.CalibrateCache = None,
     seed: options.Seed = 0,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
@@ -128,6 +130,8 @@ def ref_edit(
     solver: options.Solver = "euler",
     cache: options.Cache = "off",
     cache_threshold: options.CacheThreshold = None,
+    cache_ratios: options.CacheRatios = None,
+    calibrate_cache: options.CalibrateCache = None,
     seed: options.Seed = 0,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
@@ -215,7 +219,8 @@ def report(work: EditPlan, result: EditResult, seconds: dict[str, float]) -> dic
         "output": str(result.output),
         "input": str(work.request.input),
         **{
-            kind: str(work.extras[kind]) if kind in work.extras else None for kind in ("comparison", "sheet", "sidecar")
+            kind: str(work.extras[kind]) if kind in work.extras else None
+            for kind in ("comparison", "sheet", "sidecar", "ratios")
         },
         "frames": result.frames,
         "width": result.size.width,

@@ -421,7 +421,7 @@ Cache = Annotated[
     str,
     typer.Option(
         "--cache",
-        help="Skip steps that would change little: off, first-block, easy or sea. Not exact.",
+        help="Skip steps that would change little: off, first-block, easy, mag or sea. Not exact.",
         envvar="KIWI_CACHE",
         rich_help_panel=RUN,
         autocompletion=choices(*CACHES),
@@ -432,6 +432,28 @@ CacheThreshold = Annotated[
     typer.Option(
         "--cache-threshold",
         help="How much the step cache may skip; its own default, 0 skips nothing.",
+        rich_help_panel=RUN,
+        show_default=False,
+    ),
+]
+CacheRatios = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache-ratios",
+        metavar="FILE",
+        help="What --cache mag goes by: ratios that --calibrate-cache measured on this model.",
+        readable=False,
+        rich_help_panel=RUN,
+        show_default=False,
+    ),
+]
+CalibrateCache = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibrate-cache",
+        metavar="FILE",
+        help="Measure the ratios for --cache mag in this edit, which stays exact, and write them to a .json file.",
+        readable=False,
         rich_help_panel=RUN,
         show_default=False,
     ),

@@ -13,6 +13,7 @@ from kiwi_cli.variants import find_variant
 from kiwi_cli.video import container_of, padded_frame_count
 
 ITEM = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes
+EXTRAS = ("comparison", "sheet", "sidecar", "ratios")
 LABEL = 13  # columns
 
 
@@ -84,7 +85,7 @@ def data(work: EditPlan) -> dict[str, Any]:
             "seconds_source": None if rate is None else rate[1].source,
         },
         "output": str(work.output),
-        **{kind: str(path) if (path := work.extras.get(kind)) else None for kind in ("comparison", "sheet", "sidecar")},
+        **{kind: str(path) if (path := work.extras.get(kind)) else None for kind in EXTRAS},
         "notices": list(work.notices),
     }
 

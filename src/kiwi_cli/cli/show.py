@@ -15,7 +15,8 @@ from kiwi_cli.variants import Variant, complete_names, find_variant
 
 LABEL = 17  # columns
 INPUTS = "The inputs"
-UNSAID = ("format", "typed", "raw", "input", "references", "loras", "gguf", "mask", "checkpoint", "max_frames")
+FILES = ("gguf", "cache_ratios")
+UNSAID = ("format", "typed", "raw", "input", "references", "loras", *FILES, "mask", "checkpoint", "max_frames")
 
 Shown = Annotated[
     Path,
@@ -92,6 +93,7 @@ def rerun(
     steps: Annotated[
         int | None, typer.Option("--steps", metavar="N", help="Other steps.", rich_help_panel=options.RUN)
     ] = None,
+    cache_ratios: options.CacheRatios = None,
     frames: options.Frames = None,
     mask: options.MaskSpec = None,
     size: options.WorkingSize = None,
@@ -173,6 +175,7 @@ def rerun(
         "references": tuple(ref) or None,
         "seed": seed,
         "steps": steps,
+        "cache_ratios": cache_ratios,
         "frames": frames,
         "mask": mask,
         "size": size,
@@ -216,8 +219,7 @@ def text(settings: dict[str, Any]) -> str:
     rows.insert(1, ("input", _file(settings.get("input"))))
     rows += [("reference", _file(entry)) for entry in settings.get("references", [])]
     rows += [("mask", _file(settings["mask"]))] if settings.get("mask") else []
-    if settings.get("gguf"):
-        rows.append(("gguf", f"'{settings['gguf']['path']}'"))
+    rows += [(name.replace("_", " "), _file(settings[name])) for name in FILES if settings.get(name)]
     rows += [("lora", f"{entry['source']} x {entry['weight']:g}") for entry in settings.get("loras", [])]
     return aligned(rows, LABEL)
 
