@@ -14,15 +14,12 @@ import torch
 from PIL import Image
 
 from kiwi_cli.mllm_inputs import (
-    FRAME_MIN_AREA,
-    IMAGE_MAX_AREA,
-    PixelBounds,
     VisionGeometry,
     mrope_positions,
-    smart_size,
     to_patches,
     video_pixels,
 )
+from kiwi_cli.sight import FRAME_MIN_AREA, IMAGE_MAX_AREA, PixelBounds, smart_size
 
 from .conftest import CHECKPOINT, random_frames
 

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from kiwi_cli import estimate, machine
+from kiwi_cli import estimate, machine, shapes
 from kiwi_cli.console import format_bytes
 from kiwi_cli.errors import CheckpointError
 from kiwi_cli.variants import DEFAULT_EDIT, VARIANTS, Variant
@@ -206,7 +206,7 @@ def check_models(cached: Mapping[str, str], device: Check) -> list[Check]:
             checks.append(check_embedded(variant))
             continue
         references = 0 if "edit" in variant.tasks else 1
-        found = estimate.estimate(estimate.RELEASED_5B, size, frames, references, 50)
+        found = estimate.estimate(shapes.RELEASED_5B, size, frames, references, 50)
         plan = None if room is None else found.plan(room)
         where = {"yes": "here", "partly": "here in part", "no": "not here"}[cached.get(variant.name, "no")]
         data = {"cached": cached.get(variant.name, "no"), "memory": plan.level if plan else None, "needs": found.levels}

@@ -7,81 +7,25 @@ The counts are those of memory.py and of `kiwi bench speed`; what is not known e
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from kiwi_cli import memory, weights
+from kiwi_cli import memory
 from kiwi_cli.errors import DeviceError
+from kiwi_cli.shapes import RELEASED_5B, Shape
+from kiwi_cli.sight import frame_sizes, picture_size
 from kiwi_cli.video import Size, latent_frame_count
-from kiwi_cli.weights.settings import size_multiple
 
-VISION_AREA = 262_144  # pixels of a frame that the language model sees, at most; 100,352 at least
-VISION_AREA_LEAST = 100_352
-VISION_FRAMES = 16
-VISION_PATCH = 14 * 14  # pixels
+PATCH_PIXELS = 14 * 14
+PATCH_BYTES = 4 * 2 * 3 * PATCH_PIXELS  # of two frames, fp32
 MERGED_PATCHES = 4  # patches to a token
-VISION_TOKEN = VISION_PATCH * MERGED_PATCHES  # pixels
 PROMPT_TOKENS = 80  # system prompt, template and an instruction of ordinary length
+CONTEXT_TOKENS = 1024  # that memory.py keeps room for through all stages
 TOKEN_LATENTS = 2  # latent pixels a token, each way
 
 # TFLOP for a latent frame of 1280x704, counted with the released VAE; the language model's for a full prompt.
 ENCODE_TFLOP, DECODE_TFLOP, PROMPT_TFLOP = 256 / 21, 1348 / 21, 33.0
 FULL_PIXELS = 1280 * 704
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the counts need to know of a model.
-
-    Attributes:
-        width, ffn, layers: of the transformer. latent_channels, encoder, decoder: of the VAE (base widths).
-        text, vision: hidden + feed-forward width of the language model and of its eyes.
-        queries: for a picture, a video, a reference.
-        parameters: of each unit that is moved; streamed: of each when it comes piece by piece.
-        grid: pixels a token, each way. least_area: pixels of a frame that the language model sees, at least.
-    """
-
-    width: int
-    ffn: int
-    layers: int
-    latent_channels: int
-    encoder: int
-    decoder: int
-    text: int
-    vision: int
-    queries: tuple[int, int, int]
-    parameters: dict[str, int]
-    streamed: dict[str, int]
-    grid: int = 32
-    least_area: int = VISION_AREA_LEAST
-
-
-RELEASED_5B = Shape(
-    width=3072,
-    ffn=14336,
-    layers=30,
-    latent_channels=48,
-    encoder=160,
-    decoder=256,
-    text=2048 + 11008,
-    vision=1280 + 3420,
-    queries=(256, 512, 768),
-    # Counted from the released checkpoint's keys and shapes.
-    parameters={
-        "mllm": 3_789_238_272,
-        "vae_encoder": 149_637_088,
-        "transformer": 5_000_973_504,
-        "vae_decoder": 555_051_580,
-    },
-    streamed={
-        "mllm": 2 * 311_164_928,
-        "vae_encoder": 149_637_088,
-        "transformer": 5_000_973_504 - 28 * 163_656_704,
-        "vae_decoder": 555_051_580,
-    },
-)
 
 
 @dataclass(frozen=True)
@@ -130,56 +74,36 @@ RECORDED: tuple[Recorded, ...] = ()
 """Measured on the devices of docs/performance.md, and nothing guessed."""
 
 
-def read_shape(folder: Path) -> Shape:
-    """The shape of a checkpoint in the released layout, from its configs and its files' headers.
-
-    Raises:
-        CheckpointError: a part is missing or broken.
-    """
-    dit = weights.read_json(folder / "transformer" / "config.json")
-    vae = weights.read_json(folder / "vae" / "config.json")
-    mllm = weights.read_json(folder / "mllm_encoder" / "config.json")
-    qwen = weights.read_json(folder / "processor" / "qwen_config.json")
-    text, vision = qwen.get("text_config", qwen), qwen.get("vision_config", {})
-    base = vae.get("dim", vae.get("base_dim", 160))
-    parameters, streamed = _units(folder)
-    return Shape(
-        width=dit["num_attention_heads"] * dit["attention_head_dim"],
-        ffn=dit["ffn_dim"],
-        layers=dit["num_layers"],
-        latent_channels=vae.get("z_dim", 48),
-        encoder=base,
-        decoder=vae.get("dec_dim", vae.get("decoder_base_dim")) or 256,
-        text=text.get("hidden_size", 2048) + text.get("intermediate_size", 11008),
-        vision=vision.get("hidden_size", 1280) + vision.get("intermediate_size", 3420),
-        queries=(mllm["num_image_queries"], mllm["num_video_queries"], mllm["num_ref_queries"]),
-        parameters=parameters,
-        streamed=streamed,
-        grid=size_multiple(folder),
-        least_area=mllm.get("min_visual_tokens", VISION_AREA_LEAST // VISION_TOKEN) * VISION_TOKEN,
-    )
-
-
-def estimate(shape: Shape, size: Size, frames: int, references: int, steps: int, item: int = 2) -> Estimate:
+def estimate(
+    shape: Shape,
+    size: Size,
+    frames: int,
+    references: int,
+    steps: int,
+    item: int = 2,
+    quantize: str = "as-stored",
+) -> Estimate:
     """Count an edit.
 
     Args:
         frames: given to the model. references: how many pictures. item: bytes of the compute precision.
+        quantize: how the weights are kept, as the option.
     """
     latent_frames = latent_frame_count(frames)
     tokens = (latent_frames + references) * (size.width // shape.grid) * (size.height // shape.grid)
-    area = min(max(size.width * size.height, shape.least_area), VISION_AREA)
-    patches = seen = -(-min(frames, VISION_FRAMES) // 2) * area // VISION_PATCH
     context = shape.queries[2 if references else 1 if frames > 1 else 0]
+    still = frames == 1 and not references
+    sight = picture_size(*size, shape.bounds) if still else frame_sizes(*size, shape.bounds)[1]
+    patches = seen = -(-min(frames, shape.bounds.max_frames) // 2) * sight[0] * sight[1] // PATCH_PIXELS
     if references:
-        picture = MERGED_PATCHES * shape.queries[2]  # a reference picture, at most
+        picture = MERGED_PATCHES * shape.bounds.max_reference_tokens  # a reference picture, at most
         patches, seen = patches + picture, max(patches, picture)
-        context += shape.queries[2]
+        context += shape.bounds.max_reference_tokens
     prompt = patches // MERGED_PATCHES + context + PROMPT_TOKENS
     step = step_operations(shape, tokens, context) / 1e12
     scale = size.width * size.height / FULL_PIXELS * (shape.decoder / RELEASED_5B.decoder) ** 2
     vae = scale * ((latent_frames + references) * ENCODE_TFLOP + latent_frames * DECODE_TFLOP)
-    language = PROMPT_TFLOP * shape.parameters["mllm"] / RELEASED_5B.parameters["mllm"]
+    language = PROMPT_TFLOP * shape.units["mllm"].total / RELEASED_5B.units["mllm"].total
     work = memory.Work(
         width=size.width,
         height=size.height,
@@ -188,14 +112,15 @@ def estimate(shape: Shape, size: Size, frames: int, references: int, steps: int,
         encoder_width=shape.encoder * 4,  # the encoder stays fp32
         decoder_width=shape.decoder * item,
         transformer=shape.width * item,
-        prompt=memory.prompt_bytes(seen, shape.vision, prompt, shape.text, item),
+        prompt=memory.prompt_bytes(seen, shape.vision, prompt, shape.text, item) + patches * PATCH_BYTES,
         latent_bytes=16
         * shape.latent_channels
         * (size.width * TOKEN_LATENTS // shape.grid)
         * (size.height * TOKEN_LATENTS // shape.grid)
-        * (latent_frames + references),
+        * (latent_frames + references)
+        + CONTEXT_TOKENS * shape.width * item,
     )
-    held = _weights(shape, item)
+    held = _weights(shape, item, quantize)
     # Strips cost little: a level that frees parts is shown with as many as help it.
     levels: dict[str, int] = {
         level: min(memory.peak(level, n, n, held, work) for n in (memory.STRIPS if level != "resident" else (1,)))
@@ -219,35 +144,20 @@ def seconds(found: Estimate, device: str) -> tuple[float, Recorded] | None:
     return None
 
 
-def _weights(shape: Shape, item: int) -> memory.Weights:
-    bytes_of = {unit: 4 if unit == "vae_encoder" else item for unit in memory.UNITS}
-    return memory.Weights(
-        {unit: shape.parameters[unit] * bytes_of[unit] for unit in memory.UNITS},
-        {unit: shape.streamed[unit] * bytes_of[unit] for unit in memory.UNITS},
-    )
-
-
-def _units(folder: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """Parameters of each unit that is moved, whole and piece by piece, from the headers."""
-    sizes: Counter[str] = Counter()
-    blocks: Counter[str] = Counter()
-    leaves: Counter[str] = Counter()
-    for (part, _), files in weights.open_all(folder).items():
-        for key, info in files.infos.items():
-            unit = "transformer"
-            if part == "mllm_encoder":
-                unit = "mllm"
-                leaves[key.rpartition(".")[0]] += info.elements
-            elif part == "vae":
-                decoding = key.startswith(("decoder.", "conv2.", "post_quant_conv."))
-                unit = "vae_decoder" if decoding else "vae_encoder"
-            elif key.startswith("blocks."):
-                blocks[key.split(".")[1]] += info.elements
-            sizes[unit] += info.elements
-    streamed = dict(sizes)
-    streamed["transformer"] += 2 * max(blocks.values(), default=0) - sum(blocks.values())
-    streamed["mllm"] = 2 * max(leaves.values(), default=0)
-    return dict(sizes), streamed
+def _weights(shape: Shape, item: int, quantize: str) -> memory.Weights:
+    """Bytes of each unit, whole and streamed; the VAE's encoder is kept in fp32."""
+    extra = {"transformer": shape.rotary_bytes}
+    whole: dict[memory.Unit, int] = {
+        unit: shape.units[unit].stored(4 if unit == "vae_encoder" else item, quantize) + extra.get(unit, 0)
+        for unit in memory.UNITS
+    }
+    streamed: dict[memory.Unit, int] = {
+        unit: max((piece.stored(item, quantize) for piece in shape.pieces[unit]), default=0) + extra.get(unit, 0)
+        if unit in shape.pieces
+        else size
+        for unit, size in whole.items()
+    }
+    return memory.Weights(whole, streamed)
 
 
 def describe(found: Estimate) -> dict[str, Any]:

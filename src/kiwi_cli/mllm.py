@@ -14,7 +14,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 
-from kiwi_cli.mllm_inputs import MLLMInputs, Mode, PixelBounds, VisionGeometry
+from kiwi_cli.mllm_inputs import MLLMInputs, Mode, VisionGeometry
+from kiwi_cli.sight import PixelBounds
 
 QWEN_RENAMES = (("visual.", "qwen.visual."), ("model.", "qwen.language_model."))
 """Key prefixes of the released Qwen shards -> ours. `lm_head` is tied and absent, and not needed."""

@@ -19,6 +19,7 @@ from PIL import Image
 
 from kiwi_cli.errors import UsageError
 from kiwi_cli.pictures import flatten_alpha
+from kiwi_cli.sight import IMAGE_MAX_AREA, IMAGE_MULTIPLE, PixelBounds, frame_sizes, smart_size
 
 Mode = Literal["video", "image", "reference"]
 """Which queries are asked: several frames, one frame, or any number with a reference picture."""
@@ -31,12 +32,6 @@ REFERENCE_SUFFIX = " Use the reference input from last frame."
 QUERY_TOKEN = "<|object_ref_start|>"
 VIDEO_TOKEN, IMAGE_TOKEN = "<|video_pad|>", "<|image_pad|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
-
-# Pixel areas; not the processor's configs, which say 3136 and 12845056.
-FRAME_MULTIPLE, FRAME_MIN_AREA = 56, 4 * 56 * 56
-VIDEO_MULTIPLE, VIDEO_MIN_AREA = 28, 128 * 28 * 28
-IMAGE_MULTIPLE, IMAGE_MIN_AREA, IMAGE_MAX_AREA = 28, 4 * 28 * 28, 16384 * 28 * 28
-MAX_ASPECT = 200  # beyond it Qwen's processors refuse a picture
 
 # CLIP's colour statistics, which Qwen2.5-VL uses; overridden by the checkpoint's preprocessor config.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -53,33 +48,6 @@ class VisionGeometry:
     tokens_per_second: float = 2.0
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
-
-
-@dataclass(frozen=True)
-class PixelBounds:
-    """Limits on what the language model is shown, from `mllm_encoder/config.json`.
-
-    Attributes:
-        max_frames: of the source. max_frame_area: of each, in pixels.
-        max_reference_tokens: visual tokens of the reference picture, 28x28 pixels each.
-        min_visual_tokens: the least of a frame or picture. None, as in the released models: a frame is sized in
-            steps of 56 pixels with the two areas above. Given: in steps of 28, in one resize.
-    """
-
-    max_frames: int = 16
-    max_frame_area: int = 262144
-    max_reference_tokens: int = 768
-    min_visual_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        least = self.min_visual_tokens
-        if least is not None and (not isinstance(least, int) or isinstance(least, bool) or least < 1):
-            raise ValueError(f"min_visual_tokens is {least!r}, not a number of tokens from 1")
-
-    @property
-    def min_picture_area(self) -> int:
-        """Least area in pixels of a source picture or a reference."""
-        return IMAGE_MIN_AREA if self.min_visual_tokens is None else self.min_visual_tokens * IMAGE_MULTIPLE**2
 
 
 @dataclass
@@ -200,30 +168,6 @@ def check_instruction(instruction: str, tokenizer: Any) -> None:
             )
 
 
-def smart_size(width: int, height: int, multiple: int, min_area: int, max_area: int) -> tuple[int, int]:
-    """Qwen's sizing rule: the nearest multiples, then scaled into the area bounds keeping the aspect.
-
-    Returns:
-        (width, height), multiples of `multiple`; floored when the area was too large, ceiled when too small.
-
-    Raises:
-        UsageError: when one side is more than 200 times the other.
-    """
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise UsageError(f"a picture of {width}x{height} is too narrow", "crop it to a less extreme shape")
-    new_height = max(multiple, round(height / multiple) * multiple)
-    new_width = max(multiple, round(width / multiple) * multiple)
-    if new_height * new_width > max_area:
-        scale = math.sqrt(height * width / max_area)
-        new_height = max(multiple, math.floor(height / scale / multiple) * multiple)
-        new_width = max(multiple, math.floor(width / scale / multiple) * multiple)
-    elif new_height * new_width < min_area:
-        scale = math.sqrt(min_area / (height * width))
-        new_height = math.ceil(height * scale / multiple) * multiple
-        new_width = math.ceil(width * scale / multiple) * multiple
-    return new_width, new_height
-
-
 def video_pixels(frames: np.ndarray, bounds: PixelBounds) -> torch.Tensor:
     """The frames the language model sees: (F, H, W, 3) uint8 -> (f, 3, h, w) uint8, f at most 16.
 
@@ -236,15 +180,11 @@ def video_pixels(frames: np.ndarray, bounds: PixelBounds) -> torch.Tensor:
         picks = np.linspace(0, count - 1, bounds.max_frames).round().astype(int)
         frames = frames[picks]
     height, width = frames.shape[1:3]
-    if bounds.min_visual_tokens is None:
-        multiple, min_area, stack_min_area = FRAME_MULTIPLE, FRAME_MIN_AREA, VIDEO_MIN_AREA
-    else:
-        multiple, min_area, stack_min_area = VIDEO_MULTIPLE, bounds.min_picture_area, 0
-    size = smart_size(width, height, multiple, min_area, bounds.max_frame_area)
+    size, enlarged = frame_sizes(width, height, bounds)
     resized = [Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC) for frame in frames]
     stack = torch.stack([as_tensor(image) for image in resized])
-    if size[0] * size[1] < stack_min_area:
-        width, height = smart_size(*size, VIDEO_MULTIPLE, stack_min_area, IMAGE_MAX_AREA)
+    if enlarged != size:
+        width, height = enlarged
         # In fp32 and rounded; torch's own kernel for bytes differs in one value of five.
         floats = torch.nn.functional.interpolate(
             stack.to(torch.float32), (height, width), mode="bicubic", antialias=True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from kiwi_cli import estimate, machine
+from kiwi_cli import estimate, machine, shapes
 from kiwi_cli.console import aligned, count, format_bytes, format_seconds
 from kiwi_cli.editplan import EditPlan, changes
 from kiwi_cli.memory import parse_bytes
@@ -79,6 +79,7 @@ def data(work: EditPlan) -> dict[str, Any]:
         "seed": work.request.seed,
         "estimate": {
             **estimate.describe(found),
+            "level": _level(work, found),
             "of_this_checkpoint": shape_known,
             "device": place,
             "seconds": None if rate is None else round(rate[0], 1),
@@ -92,10 +93,11 @@ def data(work: EditPlan) -> dict[str, Any]:
 
 def _estimate(work: EditPlan) -> tuple[estimate.Estimate, bool]:
     """The counts, and whether they are of this checkpoint; one that is not here is taken to be a 5B."""
-    shape = estimate.RELEASED_5B if work.model is None else estimate.read_shape(work.model)
+    shape = shapes.RELEASED_5B if work.model is None else shapes.read_shape(work.model)
     on_cpu = work.request.device == "cpu" or not machine.gpus()
     item = ITEM.get(work.request.dtype, 4 if on_cpu else 2)
-    found = estimate.estimate(shape, work.size, _at_once(work), len(work.request.references), work.steps, item)
+    references, quantize = len(work.request.references), work.request.quantize
+    found = estimate.estimate(shape, work.size, _at_once(work), references, work.steps, item, quantize)
     if work.windows is not None:
         found = replace(found, tflop=found.tflop * work.windows.count)
     return found, work.model is not None
@@ -153,19 +155,33 @@ def _model(work: EditPlan) -> str:
 
 def _memory(work: EditPlan, found: estimate.Estimate, shape_known: bool) -> str:
     label = f"(estimate{'' if shape_known else ', of a 5B model'})"
-    if work.request.quantize != "as-stored":
-        label = label.replace(")", ", before --quantize)")
-    cards = machine.gpus()
-    if not cards or work.request.device == "cpu":
+    room = _room(work)
+    if room is None:
         has = machine.memory()
-        room = f"; this machine has {format_bytes(has[0])}" if has else ""
-        return f"{format_bytes(found.levels['resident'])} {label}{room}"
+        machines = f"; this machine has {format_bytes(has[0])}" if has else ""
+        return f"{format_bytes(found.levels['resident'])} {label}{machines}"
     levels = ", ".join(f"{level} {format_bytes(size)}" for level, size in found.levels.items())
-    free = cards[0].free
+    fits = found.plan(room, work.request.memory)
+    strips = f" in {count(fits.decode_strips, 'strip')}" if fits and fits.decode_strips > 1 else ""
+    return f"{levels} {label}; {format_bytes(room)} free: {fits.level + strips if fits else 'too little'}"
+
+
+def _room(work: EditPlan) -> int | None:
+    """Bytes that the edit may take on its device; None on a CPU, unless --max-memory says so."""
+    cards = [] if work.request.device == "cpu" else machine.gpus()
+    limits = [cards[0].free] if cards else []
     if work.request.max_memory is not None:
-        free = min(free, parse_bytes(work.request.max_memory))
-    fits = found.plan(free, work.request.memory)
-    return f"{levels} {label}; {format_bytes(free)} free: {fits.level if fits else 'too little'}"
+        limits.append(parse_bytes(work.request.max_memory))
+    return min(limits, default=None)
+
+
+def _level(work: EditPlan, found: estimate.Estimate) -> str | None:
+    """The memory level that would be chosen; None when nothing fits."""
+    room = _room(work)
+    if room is None:
+        return "resident" if work.request.memory == "auto" else work.request.memory
+    fits = found.plan(room, work.request.memory)
+    return fits.level if fits else None
 
 
 def _time(place: str, rate: tuple[float, estimate.Recorded] | None) -> str:
