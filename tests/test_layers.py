@@ -10,18 +10,19 @@ import pytest
 from .conftest import ROOT
 
 PACKAGE = ROOT / "src" / "kiwi_cli"
-MODELS = {"mllm", "mllm_inputs", "transformer", "vae", "strips", "sampling"}
+MODELS = {"mllm", "mllm_inputs", "transformer", "vae", "coders", "strips", "sampling"}
 MAY_IMPORT = {
     "errors": set(),
     "variants": set(),
     "pictures": {"errors"},
     "sampling": {"errors"},
-    "strips": set(),
+    "coders": set(),
+    "strips": {"coders"},
     "transformer": set(),
     "sight": {"errors"},
     "mllm_inputs": {"errors", "pictures", "sight"},
     "mllm": {"mllm_inputs", "sight"},
-    "vae": {"errors", "strips"},
+    "vae": {"coders", "errors", "strips"},
     "devices": {"errors"},
     "frames": {"errors"},
     "memory": {"errors"},

@@ -81,8 +81,9 @@ def test_streaming_coders_equal_the_librarys_whole_coders(pipe: Any) -> None:
     with torch.no_grad():
         whole = (pipe.vae.encode(to_pixels(frames)).latent_dist.mode() - mean) / std
         decoded = pipe.vae.decode(whole * std + mean).sample
-    assert torch.equal(pipe.encode_source(frames), whole)
-    assert torch.equal(torch.cat(list(pipe.decode_pixels(whole)), dim=2), decoded)
+    # To rounding, for ours round less often (test_strips.py measures the same in fp64): 3e-7 is measured.
+    assert relative_error(pipe.encode_source(frames), whole) < 2e-6
+    assert relative_error(torch.cat(list(pipe.decode_pixels(whole)), dim=2), decoded) < 2e-6
 
 
 def test_reference_is_fitted_whole_on_white() -> None:

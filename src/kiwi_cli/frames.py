@@ -47,4 +47,5 @@ def to_pixels(frames: np.ndarray) -> torch.Tensor:
 def to_frames(pixels: torch.Tensor) -> np.ndarray:
     """(1, 3, f, H, W) in [-1, 1] -> (f, H, W, 3) uint8, rounded."""
     scaled = ((pixels[0] + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return scaled.permute(1, 2, 3, 0).cpu().numpy()
+    # Bytes, in the order that files want, before they leave the device: a quarter of the transfer, no work on the host.
+    return scaled.permute(1, 2, 3, 0).contiguous().cpu().numpy()

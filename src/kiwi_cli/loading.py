@@ -111,7 +111,7 @@ def tune(pipe: KiwiPipeline, request: EditRequest, console: Console | None = Non
     if request.compile:
         from kiwi_cli.compilation import compile_model
 
-        compile_model(pipe.transformer)
+        compile_model(pipe)
     if parallel.team_size() > 1:
         parallel.share(pipe.transformer, parallel.join(request.device))
 

@@ -6,7 +6,7 @@ Levels, from most memory to least; all but the last give the same result to the 
     release    the language model leaves after it has read the instruction
     swap       one part at a time
     stream     one part at a time, and the transformer and the language model layer by layer
-    tiled      as stream, with the library's blended VAE tiles: NOT exact, never chosen by itself
+    tiled      as stream, decoding in the library's blended tiles: NOT exact, never chosen by itself
 
 Weights are summed; activations come from the counts below. residency.py carries a plan out.
 """
@@ -39,12 +39,13 @@ NEEDED: dict[Stage, Unit] = {
 }
 UNITS: tuple[Unit, ...] = tuple(NEEDED.values())
 
-STRIPS = (1, 2, 4, 8)
+STRIPS = (1, 2, 4)
+"""Numbers of vertical strips. More would need more: each strip remembers what its halo saw as well."""
 
 # Peak of live activations, counted over all tensors on `meta` at full size (tests/test_memory.py counts again).
 # VAE: bytes for each pixel, channel of the coder's base width and byte of precision, by number of strips.
-DECODE = {1: 21.1, 2: 15.9, 4: 13.6, 8: 13.3}
-ENCODE = {1: 11.4, 2: 8.0, 4: 6.6, 8: 6.3}
+DECODE = {1: 13.1, 2: 12.4, 4: 11.8}
+ENCODE = {1: 7.6, 2: 6.1, 4: 5.6}
 # Transformer: times tokens, width and bytes of precision.
 DENOISE = 15.5
 # Language model: times tokens, hidden plus feed-forward width, and bytes of precision; its vision tower: times patches
@@ -52,7 +53,10 @@ DENOISE = 15.5
 PROMPT = 3.3
 VISION = {2: 4.6, 4: 3.3}
 
-TILE_PIXELS = 256 * 256  # the library's default tile
+# The library's blended tiles: one tile of its default size, in the unit of DECODE; all tiles of a clip, and the joined
+# clip with its copies, in bytes for each pixel of each frame, in half precision.
+TILE, TILE_PIXELS = 21.2, 256 * 256
+TILES, JOINED = 10.7, 30.2
 
 RESERVE = 600_000_000
 """Bytes kept free for what is not a tensor of ours: the CUDA context's growth, kernels' workspaces, fragments."""
@@ -104,16 +108,17 @@ class Work:
 
     def activations(self, stage: Stage, strips: int, tiled: bool = False) -> int:
         """Peak bytes of a stage beside the weights."""
-        pixels = min(self.width * self.height, TILE_PIXELS) if tiled else self.width * self.height
+        pixels = self.width * self.height
         counts: dict[Stage, float] = {
             "instruction": self.prompt,
             "encode": ENCODE[strips] * pixels * self.encoder_width,
             "denoise": DENOISE * self.tokens * self.transformer,
             "decode": DECODE[strips] * pixels * self.decoder_width,
         }
-        # Tiles are blended after all frames of all tiles: the whole clip in fp32 and once more in precision.
-        joined = 6 * 3 * self.width * self.height * self.frames if tiled and stage == "decode" else 0
-        return int(counts[stage]) + joined + self.latent_bytes
+        if tiled:  # they are blended when all frames of all tiles are there; the encoder has none
+            tile = TILE * min(pixels, TILE_PIXELS) * self.decoder_width
+            counts["decode"] = max(tile + TILES * pixels * self.frames, JOINED * pixels * self.frames)
+        return int(counts[stage]) + self.latent_bytes
 
     def resized(self, scale: float) -> Work:
         """The same edit at another size, in multiples of 32."""
@@ -228,10 +233,11 @@ def step_down(current: Plan, weights: Weights, work: Work) -> Plan | None:
 
 def _candidates(level: Level, weights: Weights, work: Work, budget: int | None) -> Iterable[Plan]:
     """A level's plans from few strips to many; both coders take as few as the other's need allows."""
-    for strips in (1,) if level == "tiled" else STRIPS:
-        whole = peak(level, 1, strips, weights, work)
+    for strips in STRIPS:
+        decode = 1 if level == "tiled" else strips
+        whole = peak(level, 1, decode, weights, work)
         encode = 1 if budget is None or whole + RESERVE <= budget else strips
-        yield Plan(level, encode, strips, peak(level, encode, strips, weights, work), budget)
+        yield Plan(level, encode, decode, peak(level, encode, decode, weights, work), budget)
 
 
 def _advice(weights: Weights, work: Work, budget: int, level: str) -> str:

@@ -23,6 +23,7 @@ from PIL import Image
 from kiwi_cli import checkpoint, sampling
 from kiwi_cli import vae as wan_vae
 from kiwi_cli.caches import CacheRun, StepCache, running
+from kiwi_cli.coders import Run, run
 from kiwi_cli.devices import choose_device, choose_dtype
 from kiwi_cli.errors import DeviceError, UsageError
 from kiwi_cli.frames import check_frames, chunk_frames, to_frames, to_pixels
@@ -79,6 +80,7 @@ class KiwiPipeline(DiffusionPipeline):
         self.residency: Residency | None = None
         self.alterations: list[str] = []
         self.cache_run: CacheRun | None = None
+        self.decode_steady: Run = run
         self._approximated: list[str] = []
         self.inputs = InputBuilder(
             tokenizer,
@@ -392,4 +394,5 @@ class KiwiPipeline(DiffusionPipeline):
             if plan is not None and not plan.exact:
                 yield wan_vae.decode_tiled(self.vae, latents)
             else:
-                yield from wan_vae.decode_stream(self.vae, latents, plan.decode_strips if plan else 1)
+                strips = plan.decode_strips if plan else 1
+                yield from wan_vae.decode_stream(self.vae, latents, strips, self.decode_steady)

@@ -2,15 +2,15 @@
 
 In the Wan autoencoder only the middle attention looks across the whole frame. The blocks at high resolution,
 which need nearly all the memory, are convolutions: a column of their result depends on a known number of columns
-around it, the halo. So those blocks run on one strip after the other, each with its halo and its own causal
-cache, and the strips are cut to what is right and joined. No blending, no seams. The library's `enable_tiling`
-cuts through the attention as well and blends what differs.
+around it, the halo. So those blocks run on one strip after the other, each with its halo and the frames its
+convolutions saw before, and the strips are cut to what is right and joined. No blending, no seams. The library's
+`enable_tiling` cuts through the attention as well and blends what differs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -19,16 +19,10 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanResample, WanResidualBlock
 from torch import nn
 
+from kiwi_cli.coders import Frames, Run, flatten, layout_for, run
+
 HIGH_RESOLUTION_STAGES = 2
 """Stages of each half that run in strips: the two at the highest resolution."""
-
-Cache = list[Any]
-"""One slot for each causal convolution, in order of execution: the last two frames it saw."""
-
-
-def causal_cache(modules: Iterable[nn.Module]) -> Cache:
-    """An empty cache for these modules."""
-    return [None] * sum(isinstance(m, WanCausalConv3d) for module in modules for m in module.modules())
 
 
 class StripDecoder:
@@ -36,34 +30,21 @@ class StripDecoder:
 
     Args:
         decoder: of an `AutoencoderKLWan`.
-        strips: how many; at most the columns there are.
+        strips: how many; at most the columns there are. In one, nothing is cut.
+        steady: runs all chunks but the first, whose shapes are their own.
     """
 
-    def __init__(self, decoder: Any, strips: int) -> None:
-        self.decoder, self.strips = decoder, strips
-        split = max(0, len(decoder.up_blocks) - HIGH_RESOLUTION_STAGES)
-        self.low = [decoder.conv_in, decoder.mid_block, *decoder.up_blocks[:split]]
-        self.high = [*decoder.up_blocks[split:], decoder.conv_out]
-        self.halo = math.ceil(_reach(self.high))
-        self.low_cache = causal_cache(self.low)
-        self.high_caches = [causal_cache(self.high) for _ in range(strips)]
+    def __init__(self, decoder: Any, strips: int, steady: Run = run) -> None:
+        blocks = [decoder.conv_in, decoder.mid_block, *decoder.up_blocks, decoder.norm_out, decoder.conv_out]
+        split = 2 + max(0, len(decoder.up_blocks) - HIGH_RESOLUTION_STAGES) if strips > 1 else 0
+        self.halo = math.ceil(_reach(blocks[split:]))
+        self._low, self._high = (_Part(flatten(part), steady) for part in (blocks[:split], blocks[split:]))
+        self._low_frames: Frames = []
+        self._high_frames: list[Frames] = [[] for _ in range(strips)]
 
-    def __call__(self, hidden: torch.Tensor, first_chunk: bool) -> torch.Tensor:
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """One latent frame (B, C, 1, h, w), after `post_quant_conv` -> (B, 3 or 12, f, H, W)."""
-        slot = [0]
-        x = _causal(self.decoder.conv_in, hidden, self.low_cache, slot)
-        x = self.decoder.mid_block(x, feat_cache=self.low_cache, feat_idx=slot)
-        for block in self.low[2:]:
-            x = block(x, feat_cache=self.low_cache, feat_idx=slot, first_chunk=first_chunk)
-
-        def high(strip: torch.Tensor, cache: Cache) -> torch.Tensor:
-            slot = [0]
-            for block in self.high[:-1]:
-                strip = block(strip, feat_cache=cache, feat_idx=slot, first_chunk=first_chunk)
-            strip = self.decoder.nonlinearity(self.decoder.norm_out(strip))
-            return _causal(self.decoder.conv_out, strip, cache, slot)
-
-        return _in_strips(x, high, self.high_caches, self.halo, stride=1)
+        return _in_strips(self._low(hidden, self._low_frames), self._high, self._high_frames, self.halo, stride=1)
 
 
 class StripEncoder:
@@ -71,56 +52,48 @@ class StripEncoder:
 
     Args:
         encoder: of an `AutoencoderKLWan`.
-        strips: how many; at most the columns there are.
+        strips: how many; at most the columns there are. In one, nothing is cut.
     """
 
     def __init__(self, encoder: Any, strips: int) -> None:
-        self.encoder = encoder
+        blocks = [encoder.conv_in, *encoder.down_blocks, encoder.mid_block, encoder.norm_out, encoder.conv_out]
         samplers = [
             index
-            for index, block in enumerate(encoder.down_blocks)
+            for index, block in enumerate(blocks)
             if any(isinstance(module, WanResample) for module in block.modules())
         ]
-        split = samplers[HIGH_RESOLUTION_STAGES - 1] + 1
-        self.stride = 2**HIGH_RESOLUTION_STAGES
-        self.high = [encoder.conv_in, *encoder.down_blocks[:split]]
-        self.low = [*encoder.down_blocks[split:], encoder.mid_block, encoder.conv_out]
-        self.halo = math.ceil(_reach(self.high) / self.stride) * self.stride
-        self.high_caches = [causal_cache(self.high) for _ in range(strips)]
-        self.low_cache = causal_cache(self.low)
+        split = samplers[HIGH_RESOLUTION_STAGES - 1] + 1 if strips > 1 else len(blocks)
+        self.stride = 2**HIGH_RESOLUTION_STAGES if strips > 1 else 1
+        self.halo = math.ceil(_reach(blocks[:split]) / self.stride) * self.stride
+        self._high, self._low = (_Part(flatten(part), run) for part in (blocks[:split], blocks[split:]))
+        self._high_frames: list[Frames] = [[] for _ in range(strips)]
+        self._low_frames: Frames = []
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3 or 12, f, H, W) -> (B, 2 * C, 1, h, w), before `quant_conv`."""
-
-        def high(strip: torch.Tensor, cache: Cache) -> torch.Tensor:
-            slot = [0]
-            strip = _causal(self.encoder.conv_in, strip, cache, slot)
-            for block in self.high[1:]:
-                strip = block(strip, feat_cache=cache, feat_idx=slot)
-            return strip
-
-        x = _in_strips(pixels, high, self.high_caches, self.halo, self.stride)
-        slot = [0]
-        for block in self.low[:-1]:
-            x = block(x, feat_cache=self.low_cache, feat_idx=slot)
-        x = self.encoder.nonlinearity(self.encoder.norm_out(x))
-        return _causal(self.encoder.conv_out, x, self.low_cache, slot)
+        return self._low(_in_strips(pixels, self._high, self._high_frames, self.halo, self.stride), self._low_frames)
 
 
-def _in_strips(
-    x: torch.Tensor,
-    work: Callable[[torch.Tensor, Cache], torch.Tensor],
-    caches: list[Cache],
-    halo: int,
-    stride: int,
-) -> torch.Tensor:
-    """`work` on x (..., W) strip by strip. It maps `stride` columns to one or more; so the cuts lie on multiples."""
+class _Part:
+    """Layers, with what runs them: `run` for the first chunk, `steady` from then on."""
+
+    def __init__(self, layers: list[nn.Module], steady: Run) -> None:
+        self.layers, self.steady = layers, steady
+
+    def __call__(self, x: torch.Tensor, frames: Frames) -> torch.Tensor:
+        return (self.steady if frames else run)(self.layers, x, frames)
+
+
+def _in_strips(x: torch.Tensor, part: _Part, frames: list[Frames], halo: int, stride: int) -> torch.Tensor:
+    """Layers on x (..., W) strip by strip. They map `stride` columns to one or more; so the cuts lie on multiples."""
+    if len(frames) == 1:
+        return part(x, frames[0])
     width = x.shape[-1]
     pieces = []
-    for (left, right), cache in zip(_cuts(width // stride, len(caches)), caches, strict=False):
+    for (left, right), seen in zip(_cuts(width // stride, len(frames)), frames, strict=False):
         left, right = left * stride, right * stride
         begin, end = max(0, left - halo), min(width, right + halo)
-        result = work(x[..., begin:end].contiguous(), cache)
+        result = part(x[..., begin:end].contiguous(memory_format=layout_for(x.device)), seen)
         scale = Fraction(result.shape[-1], end - begin)
         start, stop = (left - begin) * scale, (right - begin) * scale
         assert start.denominator == stop.denominator == 1
@@ -134,18 +107,6 @@ def _cuts(columns: int, strips: int) -> Iterator[tuple[int, int]]:
     strips = min(strips, columns)
     edges = [columns * index // strips for index in range(strips + 1)]
     yield from pairwise(edges)
-
-
-def _causal(conv: nn.Module, x: torch.Tensor, cache: Cache, slot: list[int]) -> torch.Tensor:
-    """A convolution outside the library's blocks, with its cache kept as those keep theirs."""
-    index = slot[0]
-    seen = x[:, :, -2:].clone()
-    if seen.shape[2] < 2 and cache[index] is not None:
-        seen = torch.cat([cache[index][:, :, -1:], seen], dim=2)
-    result = conv(x, cache[index])
-    cache[index] = seen
-    slot[0] += 1
-    return result
 
 
 def _reach(blocks: Iterable[nn.Module]) -> Fraction:

@@ -19,8 +19,9 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
 
+from kiwi_cli.coders import Run, run
 from kiwi_cli.errors import CheckpointError
-from kiwi_cli.strips import StripDecoder, StripEncoder, causal_cache
+from kiwi_cli.strips import StripDecoder, StripEncoder
 
 # Original name -> diffusers' name, in order; the index arithmetic of the blocks is in `rename_key`.
 _TOP_LEVEL = {
@@ -142,42 +143,35 @@ def encode_stream(vae: AutoencoderKLWan, chunks: Iterable[torch.Tensor], strips:
     """
     weight = vae.encoder.conv_in.weight
     mean, std = latent_statistics(vae, weight.device)
-    in_strips = StripEncoder(vae.encoder, strips) if strips > 1 else None
-    cache = causal_cache([vae.encoder])
+    encoder = StripEncoder(vae.encoder, strips)
     for chunk in chunks:
         pixels = chunk.to(weight.device, weight.dtype)
         if vae.config.patch_size is not None:
             pixels = patchify(pixels, patch_size=vae.config.patch_size)
-        if in_strips is not None:
-            hidden = in_strips(pixels)
-        else:
-            hidden = vae.encoder(pixels, feat_cache=cache, feat_idx=[0])
-        posterior_mean = vae.quant_conv(hidden).chunk(2, dim=1)[0]
+        posterior_mean = vae.quant_conv(encoder(pixels)).chunk(2, dim=1)[0]
         yield (posterior_mean.to(torch.float32) - mean) / std
 
 
-def decode_stream(vae: AutoencoderKLWan, latents: torch.Tensor, strips: int = 1) -> Iterator[torch.Tensor]:
+def decode_stream(
+    vae: AutoencoderKLWan, latents: torch.Tensor, strips: int = 1, steady: Run = run
+) -> Iterator[torch.Tensor]:
     """Normalised latents to frames, as they are decoded.
 
     Args:
         vae: its decoder's precision is the precision of the work.
         latents: (B, C, T, h, w) normalised.
         strips: the high-resolution half in that many vertical strips (strips.py): less memory, the same result.
+        steady: runs the layers from the second latent frame on; compiled or not (compilation.py).
 
     Yields:
         (B, 3, f, H, W) fp32 in [-1, 1]; one frame first, then as many as a latent frame covers (4).
     """
     weight = vae.decoder.conv_in.weight
     mean, std = latent_statistics(vae, weight.device)
-    in_strips = StripDecoder(vae.decoder, strips) if strips > 1 else None
-    cache = causal_cache([vae.decoder])
+    decoder = StripDecoder(vae.decoder, strips, steady)
     for index in range(latents.shape[2]):
         latent = latents[:, :, index : index + 1].to(weight.device, torch.float32) * std + mean
-        hidden = vae.post_quant_conv(latent.to(weight.dtype))
-        if in_strips is not None:
-            pixels = in_strips(hidden, first_chunk=index == 0)
-        else:
-            pixels = vae.decoder(hidden, feat_cache=cache, feat_idx=[0], first_chunk=index == 0)
+        pixels = decoder(vae.post_quant_conv(latent.to(weight.dtype)))
         if vae.config.patch_size is not None:
             pixels = unpatchify(pixels, patch_size=vae.config.patch_size)
         yield pixels.to(torch.float32).clamp(-1.0, 1.0)

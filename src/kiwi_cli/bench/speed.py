@@ -165,7 +165,7 @@ def measure(request: SpeedRequest, progress: Callable[[str, int, int], None] | N
     if attention in APPROXIMATE:
         pipe.alterations.append(f"attention {attention}: NOT exact, computed in 8 bits")
     if request.compile:
-        compile_model(pipe.transformer)
+        compile_model(pipe)
     report("load", 1, 1)
     clip = moving_picture(request.frames, request.height, request.width)
     pictures = [as_picture(clip[0])] if request.reference else []

@@ -401,7 +401,7 @@ Compile = Annotated[
     bool,
     flag(
         "--compile",
-        help="Compile the transformer's blocks: a minute once, then faster steps.",
+        help="Compile the transformer's blocks and the VAE's decoder: minutes once, then faster steps.",
         envvar="KIWI_COMPILE",
         rich_help_panel=MODEL,
         show_default=False,

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanResidualBlock, patchify, unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanResidualBlock, patchify, unpatchify
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from kiwi_cli.strips import causal_cache
 from kiwi_cli.train.muon import MuonAdamW
 
 CHANNELS = 48
@@ -88,7 +87,7 @@ def new_vae() -> AutoencoderKLWan:
 
 def encode(vae: AutoencoderKLWan, clips: torch.Tensor) -> torch.Tensor:
     """(B, 3, 4k + 1, H, W) in [-1, 1] -> the posterior's mean (B, C, k + 1, h, w), not normalised; with gradients."""
-    cache = causal_cache([vae.encoder])
+    cache = _empty_cache(vae.encoder)
     chunks = [clips[:, :, :1], *clips[:, :, 1:].split(4, dim=2)]
     hidden = [
         vae.encoder(patchify(chunk, patch_size=vae.config.patch_size), feat_cache=cache, feat_idx=[0])
@@ -100,12 +99,17 @@ def encode(vae: AutoencoderKLWan, clips: torch.Tensor) -> torch.Tensor:
 
 def decode(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
     """The inverse of `encode`; with gradients, and not clamped."""
-    cache = causal_cache([vae.decoder])
+    cache = _empty_cache(vae.decoder)
     frames = [
         vae.decoder(latent, feat_cache=cache, feat_idx=[0], first_chunk=number == 0)
         for number, latent in enumerate(vae.post_quant_conv(latents).split(1, dim=2))
     ]
     return torch.cat([unpatchify(value, patch_size=vae.config.patch_size) for value in frames], dim=2)
+
+
+def _empty_cache(coder: nn.Module) -> list[Any]:
+    """A slot for each causal convolution: the library keeps the last two frames it saw there."""
+    return [None] * sum(isinstance(module, WanCausalConv3d) for module in coder.modules())
 
 
 def to_clips(frames: np.ndarray) -> torch.Tensor:
