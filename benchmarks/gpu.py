@@ -50,7 +50,7 @@ CASES: dict[str, str] = {
     "attention cudnn": "--steps 4 --warmups 1 --repeats 1 --attention cudnn",
     "attention flash": "--steps 4 --warmups 1 --repeats 1 --attention flash",
     "attention sage": "--steps 4 --warmups 1 --repeats 1 --attention sage",
-    "cap 8 GB": "--steps 2 --warmups 0 --repeats 1 --max-memory 8GB",
+    "cap 8 GB": "--steps 4 --warmups 0 --repeats 1 --max-memory 8GB",
     "cache easy": "--steps 20 --warmups 0 --repeats 1 --cache easy --cache-threshold 0.2",
     "cache first-block": "--steps 20 --warmups 0 --repeats 1 --cache first-block --cache-threshold 0.2",
     "cache sea": "--steps 20 --warmups 0 --repeats 1 --cache sea",
