@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from kiwi_cli.train import curves
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ("alignment", "instruction", "reference", "polish")
+STAGES = ("alignment", "instruction", "reference", "polish", "longer")
 
 
 def draw_vae(lines: list[dict[str, float]]) -> Image.Image:
@@ -46,11 +46,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs/tiny")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    if not args.work.is_dir():
+        sys.exit(f"error: '{args.work}' is not there\n\nhint: run scripts/train_tiny.py first")
     vae = args.work / "vae/curve.jsonl"
-    if not vae.is_file():
-        sys.exit(f"error: '{vae}' is not there\n\nhint: run scripts/train_tiny.py first")
-    lines = [json.loads(line) for line in vae.read_text(encoding="utf-8").splitlines()]
-    save(draw_vae(lines), args.out / "vae-curve.png")
+    if vae.is_file():
+        lines = [json.loads(line) for line in vae.read_text(encoding="utf-8").splitlines()]
+        save(draw_vae(lines), args.out / "vae-curve.png")
+    else:
+        print("vae: no curve yet", file=sys.stderr)
     for stage in STAGES:
         drawn = args.work / stage / curves.CURVES  # the stage draws it
         if not drawn.is_file():

@@ -2,7 +2,7 @@
 
     python scripts/train_tiny.py                # all steps, in runs/tiny; what is there already is not done again
     python scripts/train_tiny.py vae base       # some: vae, base, cache, alignment, instruction, reference, polish,
-                                                # install, measure
+                                                # longer, install, measure
 
 A step that was interrupted goes on when it is started again: the autoencoder and the stages from their last state, the
 cache from its last whole file. docs/tiny.md has the figures of the model that is in the package.
@@ -46,6 +46,11 @@ DATA: dict[str, dict[str, Any]] = {
     "local": {"kinds": PLAIN_LOCAL, "scenes": 4000, "per_scene": 3, "frames": 5, "seed": 4_000_000},
     "wide": {"kinds": (*GLOBAL, *PLAIN_LOCAL), "scenes": 450, "per_scene": 4, "frames": 5, "seed": 5_000_000},
     "wide-references": {"kinds": REFERENCES, "scenes": 200, "per_scene": 2, "frames": 5, "seed": 6_000_000},
+    "global-longer": {"kinds": GLOBAL, "scenes": 2400, "per_scene": 5, "frames": 5, "seed": 2_500_000},
+    "references-longer": {"kinds": REFERENCES, "scenes": 4000, "per_scene": 2, "frames": 5, "seed": 3_500_000},
+    "local-longer": {"kinds": PLAIN_LOCAL, "scenes": 5000, "per_scene": 3, "frames": 5, "seed": 4_500_000},
+    "wide-longer": {"kinds": (*GLOBAL, *PLAIN_LOCAL), "scenes": 500, "per_scene": 4, "frames": 5, "seed": 5_500_000},
+    "wide-references-longer": {"kinds": REFERENCES, "scenes": 250, "per_scene": 2, "frames": 5, "seed": 6_500_000},
 }
 SIZE, WIDE_SIZE = (64, 64), (144, 80)
 HELD_OUT_SCENES = 40
@@ -261,7 +266,7 @@ def install(work: Path) -> None:
 
     shutil.rmtree(PACKAGE, ignore_errors=True)
     # The stages carry the autoencoder along in fp32; the package has everything in bf16.
-    if run(["convert", str(work / "polish/export/folder"), str(PACKAGE), "--dtype", "bfloat16", "--quiet"]):
+    if run(["convert", str(work / "longer/export/folder"), str(PACKAGE), "--dtype", "bfloat16", "--quiet"]):
         raise SystemExit(1)
     _describe({"working": WORKING, "offers": []})
 
@@ -279,7 +284,7 @@ def _describe(keys: dict[str, Any]) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | keys, indent=2) + "\n")
 
 
-STEPS = ("vae", "base", "cache", "alignment", "instruction", "reference", "polish", "install", "measure")
+STEPS = ("vae", "base", "cache", "alignment", "instruction", "reference", "polish", "longer", "install", "measure")
 
 
 def main() -> None:

@@ -97,7 +97,7 @@ def released_widths(request: pytest.FixtureRequest) -> Any:
 
 @pytest.mark.parametrize("references", [0, 1])
 def test_the_prompts_estimate_holds_what_is_counted(released_widths: Any, references: int) -> None:
-    frames = random_frames(8, 224, 416)
+    frames = random_frames(4, 224, 416)
     inputs = released_widths.inputs(frames, "make it snowy", [as_picture(frames[0])] * references)
     counted = count_peak(lambda: released_widths.encode_inputs(inputs), released_widths.mllm_encoder)
     work = count_work(released_widths, frames, references, inputs)
