@@ -26,7 +26,7 @@ lint: $(VENV)/.installed  ## style and types
 
 check: lint test
 
-train-tiny: $(VENV)/.installed  ## train the embedded model from nothing: about two hours on two cores
+train-tiny: $(VENV)/.installed  ## train the embedded model from nothing: about three hours on two cores
 	$(BIN)/python scripts/train_tiny.py
 
 docs: $(VENV)/.installed  ## docs/cli.md, from the app
