@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -44,8 +44,32 @@ def to_pixels(frames: np.ndarray) -> torch.Tensor:
     return pixels.to(torch.float32) * (2.0 / 255.0) - 1.0
 
 
-def to_frames(pixels: torch.Tensor) -> np.ndarray:
-    """(1, 3, f, H, W) in [-1, 1] -> (f, H, W, 3) uint8, rounded."""
+def to_bytes(pixels: torch.Tensor) -> torch.Tensor:
+    """(1, 3, f, H, W) in [-1, 1] -> (f, H, W, 3) uint8, rounded, on the same device."""
     scaled = ((pixels[0] + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
     # Bytes, in the order that files want, before they leave the device: a quarter of the transfer, no work on the host.
-    return scaled.permute(1, 2, 3, 0).contiguous().cpu().numpy()
+    return scaled.permute(1, 2, 3, 0).contiguous()
+
+
+def to_host(chunks: Iterable[torch.Tensor]) -> Iterator[np.ndarray]:
+    """Chunks on a device -> on the host, in order.
+
+    On CUDA a chunk is handed over when the next one's work is queued, so that the device has something to do while the
+    host copies, converts and writes. Elsewhere each is handed over at once.
+    """
+    waiting: tuple[torch.Tensor, torch.cuda.Event] | None = None
+    for chunk in chunks:
+        if chunk.device.type != "cuda":
+            yield chunk.cpu().numpy()
+            continue
+        host = torch.empty(chunk.shape, dtype=chunk.dtype, pin_memory=True)
+        host.copy_(chunk, non_blocking=True)
+        there = torch.cuda.Event()
+        there.record(torch.cuda.current_stream(chunk.device))
+        if waiting is not None:
+            waiting[1].synchronize()
+            yield waiting[0].numpy()
+        waiting = host, there
+    if waiting is not None:
+        waiting[1].synchronize()
+        yield waiting[0].numpy()

@@ -26,7 +26,7 @@ from kiwi_cli.caches import CacheRun, StepCache, running
 from kiwi_cli.coders import Run, run
 from kiwi_cli.devices import choose_device, choose_dtype
 from kiwi_cli.errors import DeviceError, UsageError
-from kiwi_cli.frames import check_frames, chunk_frames, to_frames, to_pixels
+from kiwi_cli.frames import check_frames, chunk_frames, to_bytes, to_host, to_pixels
 from kiwi_cli.memory import Stage, Unit, parse_bytes
 from kiwi_cli.mllm import KiwiInstructionEncoder
 from kiwi_cli.mllm_inputs import QUERY_TOKEN, VISION_END, VISION_START, InputBuilder, MLLMInputs
@@ -375,9 +375,10 @@ class KiwiPipeline(DiffusionPipeline):
         while sent < total:
             position = 0
             try:
-                for done, pixels in enumerate(self.decode_pixels(latents), start=1):
-                    frames = to_frames(pixels)[max(0, sent - position) : max(0, total - position)]
-                    position += pixels.shape[2]
+                chunks = to_host(to_bytes(pixels) for pixels in self.decode_pixels(latents))
+                for done, chunk in enumerate(chunks, start=1):
+                    frames = chunk[max(0, sent - position) : max(0, total - position)]
+                    position += len(chunk)
                     if progress is not None:
                         progress("decode", done, latents.shape[2])
                     if len(frames):
