@@ -19,11 +19,8 @@ STEPS = 50
 # As sampling.py and caches.py have them, which need torch.
 SOLVERS = ("euler", "unipc")
 CACHES = ("off", "first-block", "easy", "mag", "sea")
-BLOCK_CACHES = (
-    "first-block",
-    "mag",
-    "sea",
-)  # they decide inside the blocks, which neither graphs nor several GPUs allow
+BLOCK_CACHES = ("first-block", "mag", "sea")
+"""They decide inside the blocks, which neither graphs nor several GPUs allow."""
 WEIGHTS = ("as-stored", "int8", "fp8", "fp8-storage")
 ATTENTIONS = ("auto", "sdpa", "cudnn", "flash", "flash3", "sage")
 

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -209,7 +209,7 @@ def measure(request: SpeedRequest, progress: Callable[[str, int, int], None] | N
     if device.type == "cuda":
         result.versions |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
         result.driver = next((card.driver for card in machine.gpus()), "")
-    result.date = datetime.now(UTC).isoformat(timespec="seconds")
+    result.date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return result
 
 
