@@ -100,7 +100,7 @@ def estimate(
         patches, seen = patches + picture, max(patches, picture)
         context += shape.bounds.max_reference_tokens
     prompt = patches // MERGED_PATCHES + context + PROMPT_TOKENS
-    step = step_operations(shape, tokens, context) / 1e12
+    step = step_operations(shape.width, shape.ffn, shape.layers, tokens, context) / 1e12
     scale = size.width * size.height / FULL_PIXELS * (shape.decoder / RELEASED_5B.decoder) ** 2
     vae = scale * ((latent_frames + references) * ENCODE_TFLOP + latent_frames * DECODE_TFLOP)
     language = PROMPT_TFLOP * shape.units["mllm"].total / RELEASED_5B.units["mllm"].total
@@ -129,11 +129,15 @@ def estimate(
     return Estimate(latent_frames, tokens, context, step, steps * step + vae + language, levels, held, work)
 
 
-def step_operations(shape: Shape, tokens: int, context: int) -> float:
-    """Floating-point operations of one forward of the transformer's blocks."""
-    linear = 12 * tokens * shape.width**2 + 4 * context * shape.width**2 + 4 * tokens * shape.width * shape.ffn
-    attention = 4 * tokens**2 * shape.width + 4 * tokens * context * shape.width
-    return float(shape.layers * (linear + attention))
+def step_operations(width: int, ffn: int, layers: int, tokens: int, context: int) -> float:
+    """Floating-point operations of one forward of the transformer's blocks.
+
+    Args:
+        width, ffn, layers: of the transformer. tokens: of the video and its references. context: tokens.
+    """
+    linear = 12 * tokens * width**2 + 4 * context * width**2 + 4 * tokens * width * ffn
+    attention = 4 * tokens**2 * width + 4 * tokens * context * width
+    return float(layers * (linear + attention))
 
 
 def seconds(found: Estimate, device: str) -> tuple[float, Recorded] | None:

@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from kiwi_cli import estimate
 from kiwi_cli import vae as wan_vae
 
 
@@ -24,9 +25,7 @@ def step_operations(config: Any, tokens: int, context_tokens: int) -> float:
         tokens: video and reference tokens. context_tokens: of the instruction encoder.
     """
     width = config.num_attention_heads * config.attention_head_dim
-    linear = 12 * tokens * width**2 + 4 * context_tokens * width**2 + 4 * tokens * width * config.ffn_dim
-    attention = 4 * tokens**2 * width + 4 * tokens * context_tokens * width
-    return float(config.num_layers * (linear + attention))
+    return estimate.step_operations(width, config.ffn_dim, config.num_layers, tokens, context_tokens)
 
 
 def coder_operations(config: Any, latent_frames: int, height: int, width: int, references: int) -> tuple[float, float]:
