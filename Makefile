@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint check docs train-tiny clean
+.PHONY: demo test test-slow lint check docs train-tiny clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -11,20 +11,24 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(VENV)/.installed  ## edit examples/clip.mp4 with the model in the package, on the CPU
-	$(BIN)/kiwi edit examples/clip.mp4 "turn it into a night scene" --model tiny \
+demo: $(VENV)/.installed  ## edit examples/bunny.mp4 with the model in the package, on the CPU
+	$(BIN)/kiwi edit examples/bunny.mp4 "turn it into a night scene" --model tiny \
 	  --device cpu --overwrite -o demo.mp4
 	@echo "The result is at $(CURDIR)/demo.mp4"
 
 test: $(VENV)/.installed  ## the fast tests
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
+test-slow: $(VENV)/.installed  ## the tests that take minutes each, those of Ray among them; 20 GB of disk
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]'
+	$(BIN)/python -m pytest -q -m slow
+
 lint: $(VENV)/.installed  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint test
+check: lint test test-slow
 
 train-tiny: $(VENV)/.installed  ## train the embedded model from nothing: about three hours on two cores
 	$(BIN)/python scripts/train_tiny.py

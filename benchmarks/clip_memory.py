@@ -29,20 +29,30 @@ FRAMES, FPS, MINUTES = 81, 25, 10
 CHILD = """
 import json, sys, time
 from pathlib import Path
-from kiwi_cli import job
-from kiwi_cli.request import EditRequest
+from kiwi_cli.editing.prepare import prepare
+from kiwi_cli.editing.request import EditRequest
+from kiwi_cli.editing.session import Session
+from kiwi_cli.editors.base import Edited, Identity
 
-class Identity:
-    device, compute_dtype = "cpu", "float32"
-    def __call__(self, frames, instruction, references=(), **options):
+class Same:
+    name, multiple, most_frames, takes_references = "same", 1, None, True
+    def __init__(self, choice):
+        self.choice = choice
+    def identity(self):
+        return Identity(self.choice)
+    def edit(self, frames, instruction, references=(), **options):
+        return Edited(self.chunks(frames))
+    def chunks(self, frames):
         yield frames[:1]
         for start in range(1, len(frames), 4):
             yield frames[start : start + 4]
+    def close(self):
+        pass
 
 source, output, options = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 begin = time.perf_counter()
-plan = job.plan(EditRequest(source, "x", model=sys.argv[4], output=output, overwrite=True, **options))
-result = job.run(plan, pipe=Identity())
+plan = prepare(EditRequest.of(source, "x", model=sys.argv[4], output=output, overwrite=True, **options))
+result = Session(Same(plan.request.choice)).run(plan)
 seconds = time.perf_counter() - begin
 print(json.dumps({"resident": result.memory["resident"], "frames": result.frames, "seconds": seconds}))
 """

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import sys
 import time
 from pathlib import Path
+
+from kiwi_cli.base.hardware import peak_resident
 
 
 def peak() -> float:
     """Largest resident memory so far, GB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    return (peak_resident() or 0) / 1e9
 
 
 def main() -> None:
@@ -48,7 +47,7 @@ def main() -> None:
     begin = time.perf_counter()
     import torch
 
-    from kiwi_cli.checkpoint import load_parts
+    from kiwi_cli.model.checkpoint import load_parts
 
     row |= {"imports_s": time.perf_counter() - begin, "imports_peak_gb": peak()}
     print(f"torch, diffusers, transformers imported  {row['imports_s']:6.2f} s   peak {row['imports_peak_gb']:.2f} GB")

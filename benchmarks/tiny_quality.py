@@ -4,7 +4,7 @@
     python benchmarks/tiny_quality.py MODEL_FOLDER --count 8 --kinds night snow --out results/trial
 
 For each kind of edit and both sorts of wordings, the same held-out scenes are edited by the real sampler and measured
-against their exact truth (kiwi_cli/synth/quality.py). A run that was interrupted goes on when it is started again;
+against their exact truth (kiwi_cli/bench/tiny/quality.py). A run that was interrupted goes on when it is started again;
 `--count` may have grown meanwhile. In the folder: `edits.jsonl` (every edit's figures), `table.md`, `table.json` (with
 the kinds that pass) and `sheets/`. The edits are made in batches, which the start of each run compares with the
 pipeline's own.
@@ -27,11 +27,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from kiwi_cli.bench import tiny_sheets
-from kiwi_cli.synth import quality
+from kiwi_cli.bench.tiny import quality, sheets
 from kiwi_cli.synth.edits import STYLES
 from kiwi_cli.synth.wordings import KINDS, SPLITS
-from kiwi_cli.weights import locate
+from kiwi_cli.weights.hub import locate
 
 SCENES_A_TASK = 4
 SHEET_SCENES = 8
@@ -52,8 +51,8 @@ def start_worker(run: dict[str, Any]) -> None:
     global _editor
     import torch
 
-    from kiwi_cli.bench.tiny_edits import BatchEditor
-    from kiwi_cli.pipeline import KiwiPipeline
+    from kiwi_cli.bench.tiny.edits import BatchEditor
+    from kiwi_cli.engine.pipeline import KiwiPipeline
 
     torch.set_num_threads(1)
     _run.update(run)
@@ -67,7 +66,7 @@ def make(number: int) -> quality.Case:
 
 def check_batches(_: int = 0) -> int:
     """The largest difference of a pixel, of 255, between batched edits and the pipeline's own, over six edits."""
-    from kiwi_cli.bench.tiny_edits import Task
+    from kiwi_cli.bench.tiny.edits import Task
 
     cases = [make(number) for number in range(2)]
     tasks = []
@@ -80,7 +79,7 @@ def check_batches(_: int = 0) -> int:
 
 def edit_scenes(group: list[Work]) -> list[dict[str, Any]]:
     """Edit some scenes; the figures of each edit. Last frames for the sheets are written on the way."""
-    from kiwi_cli.bench.tiny_edits import Task
+    from kiwi_cli.bench.tiny.edits import Task
 
     cases = {number: make(number) for number, _ in group}
     order = list(cases)
@@ -174,7 +173,7 @@ def draw_sheets(args: argparse.Namespace, records: dict[tuple[int, str, str], di
     written = []
     for name, kinds in SHEETS.items():
         for split in args.wordings:
-            content: dict[str, list[tiny_sheets.Column]] = {}
+            content: dict[str, list[sheets.Column]] = {}
             for kind in kinds:
                 columns = []
                 for case in cases:
@@ -190,12 +189,12 @@ def draw_sheets(args: argparse.Namespace, records: dict[tuple[int, str, str], di
                         other = case.others[kind]
                         pictures = {"source": pictures.pop("source"), "reference": edit.reference, **pictures}
                         pictures |= {"another": other.reference, "result ": frame("other"), "truth ": other.target[-1]}
-                    columns.append(tiny_sheets.Column(case.prompt(kind, split), pictures))
+                    columns.append(sheets.Column(case.prompt(kind, split), pictures))
                 if columns:
                     content[kind] = columns
             if content:
-                page = tiny_sheets.sheet(content, f"Held-out scenes, {split} wordings, last frame")
-                written.append(tiny_sheets.save(page, folder / f"{name}-{split}"))
+                page = sheets.sheet(content, f"Held-out scenes, {split} wordings, last frame")
+                written.append(sheets.save(page, folder / f"{name}-{split}"))
     return written
 
 

@@ -20,8 +20,8 @@ def time_strips() -> None:
     """Seconds for each number of strips, one after the other in turn, and their ratio to the whole."""
     import torch
 
-    from kiwi_cli.bench.random_model import random_pipeline
-    from kiwi_cli.vae import decode_stream
+    from kiwi_cli.engine.random_model import random_pipeline
+    from kiwi_cli.model.vae import decode_stream
 
     vae = random_pipeline("mid", torch.device("cpu"), torch.float32).vae
     latents = torch.randn(1, 48, 3, 4, 80)
@@ -44,7 +44,7 @@ def peak_of(latent_frames: int) -> str:
     """Peak of resident memory of a process that decodes that many latent frames and drops the frames."""
     program = (
         "import sys, torch\n"
-        "from kiwi_cli.bench.random_model import random_pipeline\n"
+        "from kiwi_cli.engine.random_model import random_pipeline\n"
         "pipe = random_pipeline('small', torch.device('cpu'), torch.float32)\n"
         "for _ in pipe.decode(torch.randn(1, 48, int(sys.argv[1]), 14, 26)): pass\n"
         "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])\n"

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from kiwi_cli.cli import app
+from kiwi_cli.cli.commands import registered
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
 
@@ -19,14 +19,15 @@ HEAD = """# Command line
 
 stdout is the result: a path, a table, or one JSON object with `--json` (keys: [json.md](json.md)). Notes, progress and
 errors go to stderr, as plain lines when that is no terminal. `NO_COLOR` is respected. After an error stdout is empty,
-with `--json` too (`kiwi doctor` alone prints its object either way).
+with `--json` too; but `kiwi doctor`, a dry run of an edit that would be refused for its device, and a run of many clips
+of which some failed print theirs either way.
 
 | exit code | |
 |---|---|
 | 0 | done |
-| 1 | the job failed, or part of it |
-| 2 | wrong usage |
-| 130 | interrupted; nothing was written (`train` and `data cache` keep what is done, and go on from it) |
+| 1 | the job failed, or part of it: also when what is named is there and cannot be used |
+| 2 | wrong usage: an argument that cannot be meant, or names what is not there (input, mask, table, model, LoRA, ...) |
+| 130 | interrupted; nothing was written (`batch`, `bench`, `train`, `data cache` keep what is done and go on) |
 
 `KIWI_DEBUG=1` shows the traceback of an error. `kiwi --install-completion` teaches the shell the options, the models
 and the choices.
@@ -35,7 +36,7 @@ and the choices.
 
 def reference() -> str:
     """The whole page."""
-    root = typer.main.get_command(app)
+    root = typer.main.get_command(registered())
     parts = [HEAD, *_commands(root, "kiwi")]
     return "\n".join(parts).rstrip() + "\n"
 

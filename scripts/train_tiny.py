@@ -1,20 +1,27 @@
-"""Train the embedded model from nothing, step by step: `make train-tiny`.
+"""Train the embedded model from nothing, step by step: `make train-tiny`. Or on a GPU, in minutes.
 
     python scripts/train_tiny.py                # all steps, in runs/tiny; what is there already is not done again
     python scripts/train_tiny.py vae base       # some: vae, base, cache, alignment, instruction, reference, polish,
                                                 # longer, install, measure
+    python scripts/train_tiny.py --device cuda --minutes 8 --out results/tiny            # from nothing, in 8 minutes
+    python scripts/train_tiny.py --device cuda --minutes 4 --out results/tiny --from src/kiwi_cli/tiny
+    python scripts/train_tiny.py --unpack results/tiny runs/tiny/model                   # for `kiwi edit --model`
+    python scripts/train_tiny.py --unpack results/tiny src/kiwi_cli/tiny && python scripts/train_tiny.py measure
 
 A step that was interrupted goes on when it is started again: the autoencoder and the stages from their last state, the
-cache from its last whole file. docs/tiny.md has the figures of the model that is in the package.
+cache from its last whole file, a run in minutes from `--state`. docs/tiny.md has the figures of the model that is in
+the package. The script runs from a checkout that is not installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,11 +29,16 @@ from typing import Any
 
 import numpy as np
 
-from kiwi_cli.synth.edits import LOCAL, STYLES, make_edit
-from kiwi_cli.synth.scenes import make_scene
-from kiwi_cli.synth.wordings import KINDS, WORDINGS, wording
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+from kiwi_cli.synth.edits import LOCAL, STYLES, make_edit  # noqa: E402
+from kiwi_cli.synth.scenes import make_scene  # noqa: E402
+from kiwi_cli.synth.wordings import KINDS, seen_wordings, wording  # noqa: E402
+from kiwi_cli.train import tiny_base  # noqa: E402
+from kiwi_cli.weights.settings import UNDERSTANDS  # noqa: E402
+from kiwi_cli.weights.tensorfile import write_json  # noqa: E402
+
 WORK = Path("runs/tiny")  # as in the stages' files: start it in the project's folder
 RECIPES = ROOT / "recipes/tiny"
 PACKAGE = ROOT / "src/kiwi_cli/tiny"
@@ -56,12 +68,6 @@ SIZE, WIDE_SIZE = (64, 64), (144, 80)
 HELD_OUT_SCENES = 40
 HELD_OUT_SEED = 9_000_000
 VAE_SCENES = 7000
-
-TRANSFORMER = {"heads": 4, "head_dim": 64, "ffn": 1024, "layers": 6, "patch": [1, 1, 1]}
-TEXT = {"hidden": 256, "ffn": 704, "layers": 3, "heads": 4, "kv_heads": 2}
-VISION = {"hidden": 128, "ffn": 256, "depth": 2, "heads": 4, "full": [1]}
-QUERIES, VOCABULARY = 16, 1536
-WORKING = {"pixels": WIDE_SIZE[0] * WIDE_SIZE[1], "frames": 5, "steps": 16}
 
 
 # -- clips --------------------------------------------------------------------------------------------------------
@@ -122,7 +128,7 @@ def tasks(name: str) -> list[tuple[str, int, bool]]:
 
 
 def vae(work: Path) -> None:
-    from kiwi_cli.train.vae import VaeConfig, train_vae
+    from kiwi_cli.train.tiny_vae import VaeConfig, train_vae
 
     clips = {}
     for name, first, count in (("held-out", HELD_OUT_SEED, 300), ("train", 0, VAE_SCENES)):
@@ -138,99 +144,16 @@ def vae(work: Path) -> None:
 
 def base(work: Path) -> None:
     """The checkpoint that the stages begin from: the trained VAE, everything else new."""
-    import torch
+    from kiwi_cli.train.tiny_vae import load_vae
 
-    from kiwi_cli.mllm import KiwiInstructionEncoder
-    from kiwi_cli.train.exports import write_checkpoint
-    from kiwi_cli.train.vae import load_vae
-    from kiwi_cli.transformer import ConditionEmbedder, KiwiTransformer3DModel
-
-    torch.manual_seed(0)
-    width = TRANSFORMER["heads"] * TRANSFORMER["head_dim"]
-    tokenizer = make_tokenizer()
-    qwen = qwen_config(tokenizer)
-    transformer = KiwiTransformer3DModel.from_config(
-        {
-            "patch_size": TRANSFORMER["patch"],
-            "num_attention_heads": TRANSFORMER["heads"],
-            "attention_head_dim": TRANSFORMER["head_dim"],
-            "in_channels": 48,
-            "out_channels": 48,
-            "freq_dim": 256,
-            "ffn_dim": TRANSFORMER["ffn"],
-            "num_layers": TRANSFORMER["layers"],
-            "rope_max_seq_len": 1024,
-        }
-    )
-    mllm = KiwiInstructionEncoder(
-        qwen_config=qwen,
-        dit_dim=width,
-        hidden_size=TEXT["hidden"],
-        num_image_queries=QUERIES,
-        num_video_queries=QUERIES,
-        num_ref_queries=QUERIES,
-        max_object_token=16,
-        max_frames=16,
-        min_visual_tokens=4,
-    )
-    embedders = [
-        ConditionEmbedder(in_dim=48, dim=width, patch_size=tuple(TRANSFORMER["patch"]), zero_init=False)
-        for _ in range(2)
-    ]
-    write_checkpoint(
-        work / "base",
-        transformer=transformer,
-        vae=load_vae(work / "vae"),
-        mllm_encoder=mllm,
-        source_embedder=embedders[0],
-        ref_embedder=embedders[1],
-        tokenizer=tokenizer,
-        qwen_config=qwen,
-        extra={"working": WORKING},
-        dtype=torch.float32,
-    )
-
-
-def make_tokenizer() -> Any:
-    """Byte pairs learnt from the wordings and the system prompt, with the model's special tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    from kiwi_cli.bench.random_model import CHAT_TEMPLATE, SPECIAL_TOKENS
-    from kiwi_cli.mllm_inputs import REFERENCE_SUFFIX, SYSTEM_PROMPT
-    from kiwi_cli.synth.textures import PALETTE
-
-    seen = [template for kind in KINDS for template in WORDINGS[kind].seen]
-    words = [f" {name} ball square triangle diamond stripes gradient plain" for name in PALETTE]
-    text = [*(seen * 4), *words, SYSTEM_PROMPT, REFERENCE_SUFFIX, "system user assistant"] * 8
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    inner.train_from_iterator(
-        text,
-        trainers.BpeTrainer(
-            vocab_size=VOCABULARY,
-            special_tokens=list(SPECIAL_TOKENS),
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<|endoftext|>", eos_token="<|im_end|>")
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
-
-
-def qwen_config(tokenizer: Any) -> dict[str, Any]:
-    from kiwi_cli.bench.random_model import qwen_config as small_qwen_config
-
-    return small_qwen_config({"text": {**TEXT, "vocab": len(tokenizer)}, "vision": VISION}, tokenizer)
+    tiny_base.write_base(work / "base", load_vae(work / "vae"))
 
 
 def cache(work: Path, names: list[str]) -> None:
     import torch
 
-    from kiwi_cli.train.cache import Item, write_cache
-    from kiwi_cli.train.encode import Encoder
+    from kiwi_cli.data.encode import Encoder
+    from kiwi_cli.data.latents import Item, write_cache
 
     encoder = Encoder.from_folder(work / "base", torch.device("cpu"), torch.float32, "bfloat16")
     for name in names:
@@ -250,14 +173,14 @@ def cache(work: Path, names: list[str]) -> None:
 
 
 def stage(name: str) -> None:
-    from kiwi_cli.console import Console
+    from kiwi_cli.cli.console import Console
     from kiwi_cli.train.config import load_config
     from kiwi_cli.train.run import run_stage
 
     config = load_config(RECIPES / f"{name}.toml")
     if (Path(config.out) / "export/folder").exists():
         return
-    run_stage(config, console=Console(), resume=True, device="cpu")
+    run_stage(config, events=Console(), resume=True, device="cpu")
 
 
 def install(work: Path) -> None:
@@ -268,7 +191,8 @@ def install(work: Path) -> None:
     # The stages carry the autoencoder along in fp32; the package has everything in bf16.
     if run(["convert", str(work / "longer/export/folder"), str(PACKAGE), "--dtype", "bfloat16", "--quiet"]):
         raise SystemExit(1)
-    _describe({"working": WORKING, "offers": []})
+    write_json(PACKAGE / UNDERSTANDS, seen_wordings())
+    _describe({"working": tiny_base.WORKING, "offers": [], "detail": tiny_base.DETAIL})
 
 
 def measure(work: Path) -> None:
@@ -284,14 +208,91 @@ def _describe(keys: dict[str, Any]) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | keys, indent=2) + "\n")
 
 
+# -- in minutes, on a GPU -------------------------------------------------------------------------------------------
+
+
+def in_minutes(args: argparse.Namespace) -> int:
+    """From `--from`, or from nothing, to exported parts in `--out`."""
+    began = time.monotonic()
+    from kiwi_cli.errors import KiwiError
+    from kiwi_cli.train.ondevice.recipe import RECIPES
+    from kiwi_cli.train.ondevice.run import train
+    from kiwi_cli.train.ondevice.session import Settings
+
+    start = args.start
+    share = args.vae_share
+    if start is None:
+        from kiwi_cli.train.tiny_vae import new_vae
+
+        start = args.state / "base"
+        share = 0.35 if share is None else share
+        if not start.exists():
+            tiny_base.write_base(start, new_vae())
+    on_cpu = args.device == "cpu"
+    settings = Settings(
+        start=start,
+        out=args.out,
+        state=args.state,
+        device=args.device,
+        minutes=args.minutes - (time.monotonic() - began) / 60,  # what is imported above takes its time
+        vae_share=0.2 if share is None else share,
+        lr=args.lr,
+        vae_lr=args.vae_lr or (3e-3 if args.start else 1e-2),
+        positions=args.positions or (1024 if on_cpu else 32768),
+        scale=args.scale or (0.05 if on_cpu else 1.0),
+        workers=_workers() if args.workers is None else args.workers,
+        steps=args.steps_of_each,
+        record=not args.no_record,
+        seed=args.seed,
+        recipe=RECIPES[args.recipe],
+        say=lambda line: print(line, flush=True),
+    )
+    try:
+        return train(settings)
+    except KiwiError as error:
+        print(f"error: {error.message}\n\nhint: {error.hint}", file=sys.stderr)
+        return error.exit_code
+
+
+def _workers() -> int:
+    """Processes that draw: two cores are left to the one that trains."""
+    return max(1, len(os.sched_getaffinity(0)) - 2)
+
+
 STEPS = ("vae", "base", "cache", "alignment", "instruction", "reference", "polish", "longer", "install", "measure")
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("steps", nargs="*", choices=[*STEPS, []], help="which; all by default")
     parser.add_argument("--data", nargs="*", default=list(DATA), choices=list(DATA), help="caches to make")
+    parser.add_argument(
+        "--unpack", nargs=2, type=Path, metavar=("PARTS", "FOLDER"), help="a checkpoint from --out's parts"
+    )
+    minutes = parser.add_argument_group("in minutes, with data drawn as it is learnt")
+    minutes.add_argument("--minutes", type=float, help="of the whole run, from its start to its end")
+    minutes.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    minutes.add_argument("--out", type=Path, default=Path("results/tiny"), help="parts, metrics and figures")
+    minutes.add_argument("--from", dest="start", type=Path, help="a checkpoint to go on from; none: from nothing")
+    minutes.add_argument("--state", type=Path, default=Path("runs/tiny-minutes"), help="what is needed to go on")
+    minutes.add_argument("--vae-share", type=float, help="of the time, for the autoencoder (0.2; from nothing 0.35)")
+    minutes.add_argument("--lr", type=float, default=1.5e-3, help="highest rate")
+    minutes.add_argument("--vae-lr", type=float, help="the autoencoder's (3e-3; from nothing 1e-2)")
+    minutes.add_argument("--positions", type=int, help="of latents and prompts in a step (32768; on a CPU 1024)")
+    minutes.add_argument("--scale", type=float, help="of chunks and the autoencoder's steps (1; on a CPU 0.05)")
+    minutes.add_argument("--workers", type=int, help="processes that draw scenes (all cores but two)")
+    minutes.add_argument("--max-steps", dest="steps_of_each", type=int, help="of each stage, for trials")
+    minutes.add_argument("--recipe", choices=["whole", "colourist"], default="whole", help="what is drawn and asked")
+    minutes.add_argument("--no-record", action="store_true", help="hand over every kernel, no CUDA graphs")
+    minutes.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.unpack:
+        from kiwi_cli.train.ondevice.parts import unpack
+
+        unpack(*args.unpack)
+        return 0
+    if args.minutes is not None:
+        return in_minutes(args)
     WORK.mkdir(parents=True, exist_ok=True)
     for step in args.steps or STEPS:
         print(f"== {step}", file=sys.stderr, flush=True)
@@ -308,7 +309,8 @@ def main() -> None:
             measure(WORK)
         else:
             stage(step)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,9 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches the Hub; those that serve one undo this
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one process a core: threads of each would only get in the way
+
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="kiwi-state-")  # nobody's own last runs
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = ROOT / "examples" / "checkpoint"
@@ -66,6 +72,14 @@ def pipe(loaded: Any) -> Any:
     before = dict(loaded.config)
     yield loaded
     loaded.register_to_config(references_first=before["references_first"], shift=before["shift"])
+
+
+def make_model(folder: Path, **index: Any) -> Path:
+    """The small checkpoint with keys of its own in `model_index.json`."""
+    shutil.copytree(CHECKPOINT, folder)
+    path = folder / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | index))
+    return folder
 
 
 def relative_error(ours: Any, recorded: Any) -> float:

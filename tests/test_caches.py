@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from kiwi_cli import KiwiPipeline
-from kiwi_cli import memory as mem
-from kiwi_cli.caches import KINDS, THRESHOLDS, CacheRun, EasyCache, StepCache
+from kiwi_cli.engine import memory as mem
+from kiwi_cli.engine.compilation import compile_model, use_eager_blocks
+from kiwi_cli.engine.residency import Residency
+from kiwi_cli.engine.step_cache import KINDS, THRESHOLDS, CacheRun, EasyCache, StepCache
 from kiwi_cli.errors import UsageError
-from kiwi_cli.residency import Residency
-from kiwi_cli.sampling import denoise, flow_sigmas, make_noise
+from kiwi_cli.model.sampling import denoise, flow_sigmas, make_noise
 
 from .conftest import CHECKPOINT, DATA, random_frames, read_cases, relative_error
 
@@ -244,7 +245,7 @@ def test_streamed_weights_give_the_same(kind: str) -> None:
     expected = call(cache_of(kind, 0.2))
     skipped = pipe.cache_run.skipped
     pipe.residency = Residency(pipe.units, torch.device("cpu"), "stream")
-    pipe.residency.adopt(mem.Plan("stream"))
+    pipe.residency.adopt(mem.Placement(mem.LEVELS["stream"]))
     streaming = hooks_of(pipe)
     assert torch.equal(call(cache_of(kind, 0.2)), expected) and pipe.cache_run.skipped == skipped
     assert hooks_of(pipe) == streaming
@@ -257,7 +258,7 @@ def test_an_edit_says_what_was_skipped(cached: Any) -> None:
     cached.register_to_config(references_first=False)
     said: list[str] = []
     options = {"steps": 20, "output": "latents", "notify": said.append}
-    cached(random_frames(1), "make it snowy", cache=StepCache.of("easy", 1.0), **options)
+    cached.edit(random_frames(1), "make it snowy", cache=StepCache.of("easy", 1.0), **options)
     assert said == cached.approximations
     assert said[0].startswith("step cache easy at threshold 1: NOT exact, skipped 1")
     assert "of 20 steps (4-" in said[0]
@@ -288,8 +289,7 @@ def test_words_of_a_command_line() -> None:
 @pytest.mark.parametrize("kind", ["first-block", "mag", "sea"])
 def test_what_cannot_go_together_is_refused(one: Denoise, cached: Any, kind: str) -> None:
     """Compiled to full graphs, or split over GPUs, blocks cannot be skipped one by one; `easy` works with both."""
-    block = cached.transformer.blocks[0]
-    block._compiled_call_impl = block._call_impl
+    compile_model(cached, backend="eager")
     try:
         with pytest.raises(UsageError, match="compiled") as error:
             one(cache_of(kind, 0.2))
@@ -297,7 +297,7 @@ def test_what_cannot_go_together_is_refused(one: Denoise, cached: Any, kind: str
         one(StepCache("easy", 0.2))
         assert cached.cache_run.skipped
     finally:
-        block._compiled_call_impl = None
+        use_eager_blocks(cached.transformer)
     cached.transformer._parallel_config = object()
     try:
         with pytest.raises(UsageError, match="several GPUs"):

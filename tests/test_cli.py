@@ -14,8 +14,12 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 
+from kiwi_cli.cli.commands import MODULES, registered
+
+from . import fakes
 from .cli.terminal import CLIP, FAST, REFERENCE, frames_of, inside, kiwi
 from .conftest import CHECKPOINT
 
@@ -47,7 +51,8 @@ def test_edit_gives_the_clip_back_with_size_rate_frames_and_sound(tmp_path: Path
         assert (video.width, video.height, video.average_rate) == (480, 270, 24)
         assert sum(1 for _ in container.decode(video)) == 48
         assert audio.codec.canonical_name == "aac"
-    assert np.abs(frames_of(out)[20].astype(int) - frames_of(CLIP)[20]).mean() > 5  # something was done
+    change = np.abs(frames_of(out)[20].astype(int) - frames_of(CLIP)[20]).mean()
+    assert change == pytest.approx(62.8, abs=2)  # levels: what this random model makes of it
 
 
 def test_ref_edit_and_json(tmp_path: Path) -> None:
@@ -85,7 +90,8 @@ def test_same_seed_same_file_other_seed_other_file(tmp_path: Path, capsys: pytes
         out = tmp_path / f"{name}.png"
         assert inside(capsys, "edit", source, "make it snowy", *FAST, "--seed", seed, "-o", out)[0] == 0
         pixels[name] = np.asarray(Image.open(out))
-    assert np.array_equal(pixels["a"], pixels["b"]) and not np.array_equal(pixels["a"], pixels["c"])
+    assert np.array_equal(pixels["a"], pixels["b"])
+    assert np.abs(pixels["a"].astype(int) - pixels["c"]).mean() > 10  # levels
 
 
 ONLY_THE_MODEL_CAN_TELL = {
@@ -104,10 +110,12 @@ def test_what_only_the_model_can_tell(name: str, tmp_path: Path, capsys: pytest.
     assert lines[-1].startswith("hint: ") and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [("edti",), ("edit", CLIP)])
-def test_wrong_usage(arguments: tuple[Any, ...], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "page"), [(("edti",), "kiwi --help"), (("edit", CLIP), 'kiwi edit clip.mp4 "make it snowy"')]
+)
+def test_wrong_usage(arguments: tuple[Any, ...], page: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = inside(capsys, *arguments)
-    assert (code, out) == (2, "") and err.startswith("error: ") and "hint: kiwi --help" in err
+    assert (code, out) == (2, "") and err.startswith("error: ") and page in err.partition("hint: ")[2]
 
 
 def test_an_existing_output_is_replaced_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,10 +126,10 @@ def test_an_existing_output_is_replaced_when_asked(tmp_path: Path, capsys: pytes
     assert len(frames_of(out)) == 2
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_edit_leaves_nothing(how: int, tmp_path: Path) -> None:
     out = tmp_path / "out.mp4"
-    command = [sys.executable, "-m", "kiwi_cli", "edit", str(CLIP), "x", *FAST, "--steps", "100000", "-o", str(out)]
+    command = [sys.executable, "-m", "kiwi_cli", "edit", str(CLIP), "x", *FAST, "--steps", "10000", "-o", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
@@ -131,21 +139,15 @@ def test_an_interrupted_edit_leaves_nothing(how: int, tmp_path: Path) -> None:
     process.send_signal(how)
     err = process.stderr.read()
     assert process.stdout is not None and process.stdout.read() == ""
-    assert process.wait(timeout=30) == 130, err
+    assert process.wait(timeout=120) == 130, err
     assert "interrupted" in err and "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_fault_of_ours_says_so_and_shows_no_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from kiwi_cli import job
-
-    def broken(request: Any) -> None:
-        raise ZeroDivisionError("division by zero")
-
-    monkeypatch.setattr(job, "plan", broken)
-    code, out, err = inside(capsys, "edit", CLIP, "x", *FAST)
+def test_a_fault_of_ours_says_so_and_shows_no_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with fakes.commands_use(fakes.FailingEditor(ZeroDivisionError("division by zero"))):
+        code, out, err = inside(capsys, "edit", CLIP, "x", *FAST, "-o", tmp_path / "out.mp4")
+    assert list(tmp_path.iterdir()) == []
     assert code == 1 and out == "" and "ZeroDivisionError" in err and "KIWI_DEBUG=1" in err and "Traceback" not in err
 
 
@@ -160,6 +162,25 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "kiwi" in done.stdout.lower()
+
+
+@pytest.mark.parametrize("name", list(MODULES))
+def test_a_command_alone_is_the_one_of_the_whole_app(name: str) -> None:
+    """Each in a process of its own would take long: what is registered by name has to be in its module."""
+    whole: Any = typer.main.get_command(registered())
+    command, modules = whole.commands[name], {f"kiwi_cli.cli.{each}" for each in MODULES[name]}
+    found = list(getattr(command, "commands", {name: command}).values())
+    assert {each.callback.__module__ for each in found} == modules
+
+
+def test_the_status_of_a_run_needs_no_other_command(tmp_path: Path) -> None:
+    others = ("kiwi_cli.editing.request", "kiwi_cli.engine", "kiwi_cli.cli.edit", "rich")
+    code = (
+        f"import sys; from kiwi_cli.cli import run; run(['status', {str(tmp_path)!r}]);"
+        f"found = [name for name in {others!r} if name in sys.modules]; sys.exit(f'loaded {{found}}' if found else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "no run in" in done.stderr, done.stderr
 
 
 def test_arguments_are_checked_before_torch_is_imported(tmp_path: Path) -> None:
@@ -180,6 +201,7 @@ def test_arguments_are_checked_before_torch_is_imported(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_options_come_from_the_environment(tmp_path: Path) -> None:
     out = tmp_path / "out.png"
     source = tmp_path / "in.png"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import io
 import json
-import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -14,28 +13,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kiwi_cli import doctor, job, windows
-from kiwi_cli.errors import CheckpointError
-from kiwi_cli.request import EditRequest
-from kiwi_cli.variants import VARIANTS, find_variant
+from kiwi_cli.base.events import WINDOWS, Events
+from kiwi_cli.editing import doctor, windows
+from kiwi_cli.editing.prepare import prepare
+from kiwi_cli.editing.request import EditRequest
+from kiwi_cli.editing.session import Session
+from kiwi_cli.editors.base import Found
+from kiwi_cli.engine.choice import ModelChoice
+from kiwi_cli.errors import CheckpointError, KiwiError
 from kiwi_cli.video import probe, read_frames
-from kiwi_cli.weights import embedded, hub, locate
+from kiwi_cli.weights import embedded, hub, names
+from kiwi_cli.weights.catalog import VARIANTS, find_variant
+from kiwi_cli.weights.hub import locate
 from kiwi_cli.weights.settings import ModelSettings, read_settings
 
-from .cli.terminal import CLIP, REFERENCE, Identity, frames_of, inside
-from .conftest import CHECKPOINT, random_frames
+from . import fakes
+from .cli.terminal import CLIP, REFERENCE, frames_of, inside
+from .conftest import CHECKPOINT, make_model, random_frames
 from .video.media import make_clip
 
 WORKING = {"pixels": 6144, "frames": 17, "steps": 2}
 OFFERS = ["black and white", "background from a reference"]
-
-
-def make_model(folder: Path, **index: Any) -> Path:
-    """The small checkpoint with keys of its own in `model_index.json`."""
-    shutil.copytree(CHECKPOINT, folder)
-    path = folder / "model_index.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | index))
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -97,8 +95,10 @@ def test_every_frame_is_edited_once_and_in_order() -> None:
     assert all(len(chunk) for chunk in chunks)
     assert np.concatenate(chunks)[:, 0, 0, 0].tolist() == list(range(100, 111))
     assert [what for what in told if what[0] == "denoise"] == [("denoise", n, 6) for n in range(1, 7)]
+    assert [what for what in told if what[0] == WINDOWS] == [(WINDOWS, n, 3) for n in range(4)]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_clip() -> None:
     alive: list[weakref.ref[np.ndarray]] = []
     most = 0
@@ -119,27 +119,18 @@ def test_a_window_is_an_edit_of_its_own(tiny: Path, loaded: Any, tmp_path: Path)
     """What comes out is what three calls of the pipeline give."""
     source = make_clip(tmp_path / "clip.mp4", frames=7, size=(96, 64))
     model = make_model(tmp_path / "model", working={"pixels": 4096, "frames": 5, "steps": 1})
-    work = job.plan(EditRequest(source, "x", model=str(model), output=tmp_path / "out", seed=3))
+    asked = {"instruction": "x", "model": str(model), "seed": 3, "windows": "independent"}
+    work = fakes.plan(source, tmp_path / "out", **asked)
     assert (work.size, work.steps, work.windows) == ((64, 64), 1, windows.Windows(5, 2))
-    result = job.run(work, pipe=loaded)
+    result = fakes.edit(source, tmp_path / "out", loaded, **asked)
     assert result.frames == 7
     frames = np.stack([frame.rgb for frame in read_frames(work.clip, work.span, size=work.size)])
-    first = loaded(frames[:5], "x", steps=1, seed=3)
-    second = loaded(frames[2:], "x", steps=1, seed=3)
+    first = loaded.edit(frames[:5], "x", steps=1, seed=3)
+    second = loaded.edit(frames[2:], "x", steps=1, seed=3)
     whole = np.concatenate([first, second[3:]])
-    written: list[np.ndarray] = []
-
-    class Sink:
-        def __call__(self, *arguments: Any, **options: Any) -> Any:
-            for chunk in loaded(*arguments, **options):
-                written.append(chunk)
-                yield chunk
-
-        compute_dtype, device = loaded.compute_dtype, loaded.device
-
-    job.run(job.plan(EditRequest(source, "x", model=str(model), output=tmp_path / "b", seed=3)), pipe=Sink())  # type: ignore[arg-type]
-    given = np.concatenate(written)
-    assert np.array_equal(given[:5], whole[:5]) and np.array_equal(given[-2:], whole[5:])
+    with fakes.registered(fakes.LoadedKind(loaded)), Session() as session:
+        given = np.concatenate(list(session.frames(work)))
+    assert np.array_equal(given, whole)
 
 
 # -- the working size -------------------------------------------------------------------------------------------
@@ -172,7 +163,7 @@ def test_the_multiple_is_the_models_own(tmp_path: Path) -> None:
     import torch
 
     from kiwi_cli import KiwiPipeline
-    from kiwi_cli.bench.random_model import random_pipeline
+    from kiwi_cli.engine.random_model import random_pipeline
     from kiwi_cli.train.exports import write_checkpoint
 
     from .train.test_exports import make_vae
@@ -192,9 +183,9 @@ def test_the_multiple_is_the_models_own(tmp_path: Path) -> None:
     loaded = KiwiPipeline.from_pretrained(str(tmp_path / "model"), device="cpu", dtype="float32")
     assert settings.multiple == loaded.size_multiple == 16
     source = make_clip(tmp_path / "clip.mp4", frames=2, size=(96, 64))
-    work = job.plan(EditRequest(source, "x", model=str(tmp_path / "model"), output=tmp_path / "out.mp4"))
+    work = fakes.plan(source, tmp_path / "out.mp4", instruction="x", model=str(tmp_path / "model"))
     assert work.size == (48, 32)
-    assert loaded(random_frames(5, 32, 48), "x", steps=1).shape == (5, 32, 48, 3)
+    assert loaded.edit(random_frames(5, 32, 48), "x", steps=1).shape == (5, 32, 48, 3)
 
 
 @pytest.mark.parametrize(
@@ -205,12 +196,13 @@ def test_the_area_in_the_clips_own_shape(
     clip: tuple[int, int], expected: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = make_clip(tmp_path / "clip.mp4", frames=2, size=clip)
-    work = job.plan(EditRequest(source, "x", model=str(tiny), output=tmp_path / "out.mp4"))
+    work = fakes.plan(source, tmp_path / "out.mp4", instruction="x", model=str(tiny), detail="model")
     assert str(work.size) == expected
     softer = any("softer than the source" in notice for notice in work.notices)
     assert softer == (clip != (48, 32))
 
 
+@pytest.mark.slow
 def test_the_whole_clip_comes_back_and_it_is_said_how(
     installed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,15 +210,15 @@ def test_the_whole_clip_comes_back_and_it_is_said_how(
     code, stdout, err = inside(capsys, "edit", CLIP, "make it black and white", "--model", "tiny", "-o", out, "--json")
     assert code == 0, err
     data = json.loads(stdout)
-    soft = "worked at 96x64, scaled to 480x270: the picture is softer than the source"
-    cut = "worked in 3 windows of 17 frames: each is an edit of its own, with the same seed"
+    soft = "the model works at 96x64; the result is scaled to 480x270"
+    cut = "the clip is edited in 4 windows of 17 frames, denoised together"
     for notice in (soft, cut):
         assert f"note: {notice}" in err and notice in data["notices"]
-    assert "good for: black and white, background from a reference" in err
+    assert "trained for no more than: black and white, background from a reference" in err
     assert (data["frames"], data["width"], data["height"], data["working_size"]) == (48, 480, 270, "96x64")
-    assert data["windows"] == {"count": 3, "frames": 17}
+    assert data["windows"] == {"kind": "joint", "count": 4, "frames": 17, "shots": [48]}
     settings = data["settings"]
-    assert settings["worked"] == "at 96x64, scaled to 480x270; in 3 windows of 17 frames"
+    assert settings["worked"] == "at 96x64, scaled to 480x270; in 4 windows of 17 frames, denoised together"
     assert (settings["model"], settings["steps"], settings["frames"]) == ("tiny", 2, 48)
     assert len(frames_of(out)) == 48 and probe(out).audio
     assert {"load", "instruction", "encode", "denoise", "decode", "total"} <= data["seconds"].keys()
@@ -234,7 +226,7 @@ def test_the_whole_clip_comes_back_and_it_is_said_how(
     assert parts < 1.2 * data["seconds"]["total"] + 0.5  # stages take turns; their seconds are their own
 
     code, stdout, err = inside(capsys, "show", out)
-    assert code == 0 and "in 3 windows of 17 frames" in " ".join(stdout.split())
+    assert code == 0 and "in 4 windows of 17 frames" in " ".join(stdout.split())
     pictures = [tmp_path / "first", tmp_path / "again"]  # PNG: what the model gave, without a codec
     assert inside(capsys, "edit", CLIP, "make it black and white", "--model", "tiny", "-o", pictures[0])[0] == 0
     code, _, err = inside(capsys, "rerun", out, "-o", pictures[1])
@@ -247,15 +239,17 @@ def test_the_whole_clip_comes_back_and_it_is_said_how(
 
 def test_what_is_asked_for_comes_first(tiny: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.mp4"
-    asked = {"model": str(tiny), "output": output}
-    work = job.plan(EditRequest(CLIP, "x", **asked, frames=30, steps=3, size="64x64"))
-    assert (work.span.frame_count, work.windows, work.steps, str(work.size)) == (30, None, 3, "64x64")
-    assert not any("softer" in notice or "windows" in notice for notice in work.notices)
-    work = job.plan(EditRequest(CLIP, "x", **asked, duration=0.5))
+    asked = {"instruction": "x", "model": str(tiny)}
+    work = fakes.plan(CLIP, output, **asked, frames=30, steps=3, size="64x64")
+    # The number of frames limits the clip; the model still gets as many at a time as it was made for.
+    assert (work.span.frame_count, work.steps, str(work.size)) == (30, 3, "64x64")
+    assert work.windows is not None and (work.windows.frames, work.windows.count) == (17, 3)
+    assert not any("softer" in notice for notice in work.notices)
+    work = fakes.plan(CLIP, output, **asked, duration=0.5)
     assert work.span.frame_count == 12 and work.windows is None
-    assert any("works on 13 frames" in notice for notice in work.notices)
-    released = job.plan(EditRequest(CLIP, "x", model=str(CHECKPOINT), output=output))
-    assert (released.steps, released.windows, released.span.max_frames) == (50, None, 81)
+    assert any("works on 17 frames: it sees the last one 5 times more" in notice for notice in work.notices)
+    released = fakes.plan(CLIP, output, instruction="x", model=str(CHECKPOINT))
+    assert (released.steps, released.windows, released.span.max_frames) == (50, None, None)
 
 
 def test_a_picture_and_a_reference(installed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -269,22 +263,49 @@ def test_a_dry_run_says_the_same(installed: Path, tmp_path: Path, capsys: pytest
     arguments = ("edit", CLIP, "x", "--model", "tiny", "--dry-run", "-o", tmp_path / "out.mp4")
     code, out, err = inside(capsys, *arguments)
     assert code == 0, err
-    for words in ("480x270 -> 96x64", "3 windows of 17 frames", "5 latent frames a window", "2, seed 0"):
+    for words in ("480x270 -> 96x64", "4 windows of 17 frames", "2, seed 0"):
         assert words in out, words
     data = json.loads(inside(capsys, *arguments, "--json")[1])
-    assert data["windows"] == {"count": 3, "frames": 17} and data["padded_frames"] == 17 and data["steps"] == 2
+    assert data["windows"] == {"kind": "joint", "count": 4, "frames": 17, "shots": [48]}
+    assert data["padded_frames"] == 17 and data["steps"] == 2
     assert data["estimate"]["tokens"] == 5 * 2 * 3
 
 
-def test_a_model_that_is_fetched_first(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its settings are only known then; what was planned before is planned again."""
-    monkeypatch.setattr(job, "find_model", lambda request: (None, 0, "c" * 40))
-    monkeypatch.setattr(hub, "ensure", lambda *arguments, **options: tiny)
-    before = job.plan(EditRequest(CLIP, "x", model="someone/small", output=tmp_path / "out.mp4"))
-    assert before.windows is None and before.steps == 50
-    after = job.prepare(before)
-    assert (after.windows, after.steps, str(after.size)) == (windows.Windows(17, 3), 2, "96x64")
-    assert (after.model, after.commit) == (tiny, "c" * 40)
+class OnTheHub(fakes.FakeKind):
+    """A model that is not here before it is fetched."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(fakes.FakeEditor())
+        self.folder, self.fetched = folder, 0
+
+    def find(self, choice: ModelChoice) -> Found:
+        return Found(None, commit="c" * 40, missing=True)
+
+    def fetch(self, choice: ModelChoice, events: Events) -> Found:
+        self.fetched += 1
+        return Found(self.folder, commit="c" * 40, settings=read_settings(self.folder))
+
+
+def test_a_model_that_is_fetched_first(tiny: Path, tmp_path: Path) -> None:
+    """Its settings are only known then, and the plan is made with them."""
+    kind, request = OnTheHub(tiny), EditRequest.of(CLIP, "x", model="someone/small", output=tmp_path / "out.mp4")
+    with fakes.registered(kind):
+        shown = prepare(request, fetch=False)
+        assert shown.windows is None and shown.steps == 50 and kind.fetched == 0
+        plan = prepare(request)
+    assert (plan.windows, plan.steps, str(plan.size)) == (windows.Windows(17, 3), 2, "96x64")
+    assert (plan.model, plan.found.commit, kind.fetched) == (tiny, "c" * 40, 1)
+
+
+def test_nothing_is_fetched_for_an_edit_that_cannot_be(tiny: Path, tmp_path: Path) -> None:
+    kind = OnTheHub(tiny)
+    bad = {"codec": "h265x", "output": tmp_path / "none" / "out.mp4", "references": (tmp_path / "no.png",), "start": 9}
+    with fakes.registered(kind):
+        for name, value in bad.items():
+            options = {"model": "someone/small", "output": tmp_path / "out.mp4", name: value}
+            with pytest.raises(KiwiError):
+                prepare(EditRequest.of(CLIP, "x", **options))
+    assert kind.fetched == 0
 
 
 # -- in the package ---------------------------------------------------------------------------------------------
@@ -307,7 +328,7 @@ def test_download_has_nothing_to_do(installed: Path, capsys: pytest.CaptureFixtu
     assert (code, out) == (0, f"{installed}\n") and "part of kiwi itself: nothing to fetch" in err
     assert inside(capsys, "download", "tiny", "--dry-run")[0] == 0
     code, out, _ = inside(capsys, "download", "tiny", "--verify")
-    assert code == 0 and "all good" in out
+    assert code == 0 and "the headers of 6 files are right" in out
     for option in (("--remove",), ("--revision", "v1")):
         code, out, err = inside(capsys, "download", "tiny", *option)
         assert (code, out) == (2, "") and "part of kiwi itself" in err
@@ -320,7 +341,8 @@ def test_it_is_listed_with_what_it_is_good_for(installed: Path, capsys: pytest.C
     code, out, err = inside(capsys, "download", "--list", "-v")
     assert code == 0, err
     line = next(line for line in out.splitlines() if line.startswith("tiny"))
-    assert "yes" in line and ", ".join(OFFERS) in line and " MB" in line
+    assert "yes" in line and "its kinds: see -v" in line and " MB" in line
+    assert f"good for: {', '.join(OFFERS)}" in out
     assert "works at about 6,144 pixels, 17 frames at a time" in out
     code, out, err = inside(capsys, "show", "tiny")
     assert code == 0 and f"good for: {', '.join(OFFERS)}" in out, err
@@ -360,7 +382,7 @@ def test_the_name_means_the_package_unless_there_is_a_folder(
     assert hub.ensure("tiny", download=False) == locate("tiny") == installed
     assert embedded.named("instruct-reference") is None and find_variant("") is None
     with pytest.raises(CheckpointError, match="not on the Hub"):
-        hub.resolve("tiny")
+        names.resolve("tiny")
     own = make_model(tmp_path / "tiny")
     monkeypatch.chdir(tmp_path)
     assert hub.ensure("tiny", download=False).resolve() == own
@@ -376,7 +398,6 @@ def test_any_model_may_have_a_size_of_its_own(tiny: Path, tmp_path: Path) -> Non
     """A mask, the rest of the clip and a comparison go on working in windows."""
     source = make_clip(tmp_path / "clip.mp4", frames=40, size=(128, 96))
     options = {"mask": "0,0,64,96", "compare": "side", "start": 0.2, "keep_rest": True}
-    request = EditRequest(source, "x", model=str(tiny), output=tmp_path / "out.mp4", **options)  # type: ignore[arg-type]
-    result = job.run(job.plan(request), pipe=Identity())  # type: ignore[arg-type]
+    result = fakes.edit(source, tmp_path / "out.mp4", model=str(tiny), **options)
     assert result.frames == 40 and "windows" in str(result.settings["worked"])
     assert len(frames_of(tmp_path / "out-compare.mp4")) == 40

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from kiwi_cli import KiwiPipeline, quantize
-from kiwi_cli import memory as mem
+from kiwi_cli import KiwiPipeline
+from kiwi_cli.engine import memory as mem
+from kiwi_cli.engine import quantize
+from kiwi_cli.engine.gguf import load_gguf
+from kiwi_cli.engine.residency import Residency, weigh
 from kiwi_cli.errors import CheckpointError, UsageError
-from kiwi_cli.gguf_weights import load_gguf
-from kiwi_cli.residency import Residency, weigh
 from kiwi_cli.weights.keys import original_dit_key
 
 from .cli.terminal import inside
@@ -65,7 +66,7 @@ def weights() -> dict[str, torch.Tensor]:
 
 def edit(pipe: Any) -> torch.Tensor:
     pipe.register_to_config(references_first=False)
-    return pipe(FRAMES, "make it snowy", [FRAMES[0]], steps=4, output="latents")
+    return pipe.edit(FRAMES, "make it snowy", [FRAMES[0]], steps=4, output="latents")
 
 
 @pytest.mark.parametrize(
@@ -101,13 +102,13 @@ class Watched(Residency):
 
 
 @pytest.mark.parametrize("level", ["swap", "stream"])
-def test_levels_move_them_whole(tmp_path: Path, weights: Any, level: mem.Level) -> None:
+def test_levels_move_them_whole(tmp_path: Path, weights: Any, level: str) -> None:
     pipe = small()
     load_gguf(pipe, write(tmp_path / "dit.gguf", weights))
     pipe.to("cpu")
     expected = edit(pipe)
     pipe.residency = Watched(pipe.units, CPU, level)
-    pipe.residency.choose = lambda work, say: pipe.residency.adopt(mem.Plan(level))
+    pipe.residency.choose = lambda work, say: pipe.residency.adopt(mem.Placement(mem.LEVELS[level]))
     assert relative_error(edit(pipe), expected) < 1e-6
 
 
@@ -146,7 +147,7 @@ def test_what_cannot_be_done_is_refused(tmp_path: Path, weights: Any, monkeypatc
     load_gguf(packed, path)
     with pytest.raises(UsageError, match="already"):
         quantize.quantize(packed, "fp8-storage")
-    monkeypatch.setattr("kiwi_cli.gguf_weights.find_spec", lambda name: None)
+    monkeypatch.setattr("kiwi_cli.engine.gguf.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="gguf") as error:
         load_gguf(small(), path)
     assert "kiwi-cli[gguf]" in error.value.hint

@@ -5,16 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
 
 from .conftest import Case, relative_error
 
+RESIZED_OTHERWISE = {"reference"} if int(PIL.__version__.split(".")[0]) < 13 else set()
+"""Cases whose reference picture an older Pillow resizes by a level otherwise: docs/fidelity.md."""
+
 TOLERANCE = 1e-5  # of the specification; 8e-7 is what is reached
 
 
 @pytest.fixture
-def ready(pipe: Any, case: Case) -> Any:
+def ready(pipe: Any, case: Case, request: pytest.FixtureRequest) -> Any:
+    seen = request.node.name.startswith(("test_prompt", "test_context", "test_whole"))
+    if seen and case.name in RESIZED_OTHERWISE:
+        pytest.skip("the recorded values are Pillow 13's")
     pipe.register_to_config(references_first=bool(case.call.get("ref_pad_first")))
     return pipe
 
@@ -52,7 +59,7 @@ def test_latents_and_noise(ready: Any, case: Case) -> None:
 
 def test_each_recorded_velocity(ready: Any, case: Case) -> None:
     """From the recorded inputs of a step, so that no error of an earlier step is carried along."""
-    from kiwi_cli.sampling import flow_sigmas
+    from kiwi_cli.model.sampling import flow_sigmas
 
     sigmas = flow_sigmas(case.call["steps"])
     references = case.tensors.get("reference_latents")
@@ -76,7 +83,7 @@ def test_each_recorded_velocity(ready: Any, case: Case) -> None:
 
 def test_whole_edit(ready: Any, case: Case) -> None:
     call = {"steps": case.call["steps"], "seed": case.call["seed"]}
-    latents = ready(case.frames, case.call["prompt"], case.references, output="latents", **call)
+    latents = ready.edit(case.frames, case.call["prompt"], case.references, output="latents", **call)
     assert relative_error(latents, case.tensors["latents_final"]) <= TOLERANCE
 
     # The recorded decode was not clamped; the library clamps.
@@ -84,7 +91,7 @@ def test_whole_edit(ready: Any, case: Case) -> None:
     decoded = torch.cat(list(ready.decode_pixels(latents)), dim=2)
     assert relative_error(decoded, recorded) <= TOLERANCE
 
-    frames = ready(case.frames, case.call["prompt"], case.references, **call)
+    frames = ready.edit(case.frames, case.call["prompt"], case.references, **call)
     expected = ((recorded[0] + 1) * 127.5).permute(1, 2, 3, 0).numpy()
     assert frames.dtype == np.uint8 and frames.shape == case.frames.shape
     assert np.abs(frames - expected).max() <= 0.5 + 1e-2

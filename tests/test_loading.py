@@ -25,7 +25,7 @@ def load(folder: Path, dtype: str = "float32") -> Any:
 
 
 def result(pipe: Any) -> torch.Tensor:
-    return pipe(FRAMES, "make it snowy", steps=2, output="latents")
+    return pipe.edit(FRAMES, "make it snowy", steps=2, output="latents")
 
 
 def test_every_parameter_is_the_stored_one(loaded: Any) -> None:
@@ -78,7 +78,7 @@ def test_the_16_channel_layout_loads_and_runs(tmp_path: Path) -> None:
     assert pipe.size_multiple == 16 and pipe.vae.config.scale_factor_spatial == 8
     latents = result(pipe)
     assert latents.shape == (1, 16, 2, 8, 8) and latents.isfinite().all()
-    assert pipe(FRAMES, "make it snowy", steps=1).shape == FRAMES.shape
+    assert pipe.edit(FRAMES, "make it snowy", steps=1).shape == FRAMES.shape
 
     frames = torch.rand(1, 3, 5, 32, 32) * 2 - 1
     with torch.no_grad():
@@ -90,12 +90,12 @@ def test_wan_2_1_names_agree_with_the_librarys_converter() -> None:
     from diffusers import AutoencoderKLWan
     from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
-    from kiwi_cli.vae import rename_key
+    from kiwi_cli.weights.keys import vae_key
 
     ours = AutoencoderKLWan(base_dim=4, z_dim=4).state_dict()
     original = {original_vae_key(key, 2, residual=False): key for key in ours}
     assert convert_wan_vae_to_diffusers({key: key for key in original}).keys() == ours.keys()
-    assert {key: rename_key(key, 2) for key in original} == original
+    assert {key: vae_key(key, 2) for key in original} == original
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "source_embedder", "ref_embedder", "mllm_encoder"])
@@ -103,10 +103,11 @@ def test_full_size_modules_account_for_every_released_key(part: str) -> None:
     """5B modules on `meta` against every key and shape of the released checkpoint."""
     from diffusers import AutoencoderKLWan
 
-    from kiwi_cli.checkpoint import build
-    from kiwi_cli.mllm import KiwiInstructionEncoder, rename_qwen_key
-    from kiwi_cli.transformer import UNUSED_PREFIX, ConditionEmbedder, KiwiTransformer3DModel
-    from kiwi_cli.vae import native_config, rename_key
+    from kiwi_cli.model.checkpoint import build
+    from kiwi_cli.model.mllm import KiwiInstructionEncoder, rename_qwen_key
+    from kiwi_cli.model.transformer import UNUSED_PREFIX, ConditionEmbedder, KiwiTransformer3DModel
+    from kiwi_cli.model.vae import native_config
+    from kiwi_cli.weights.keys import vae_key
 
     manifest = json.loads((DATA / "released-5b-manifest.json").read_text())
     configs = json.loads((DATA / "released-5b-configs.json").read_text())
@@ -121,7 +122,7 @@ def test_full_size_modules_account_for_every_released_key(part: str) -> None:
         cls, config = AutoencoderKLWan, native_config(config, shapes)
         assert (config["base_dim"], config["decoder_base_dim"]) == (160, 256)
         assert (config["patch_size"], config["scale_factor_spatial"], config["is_residual"]) == (2, 16, True)
-        shapes = {rename_key(key, config["num_res_blocks"]): shape for key, shape in shapes.items()}
+        shapes = {vae_key(key, config["num_res_blocks"]): shape for key, shape in shapes.items()}
     elif part == "mllm_encoder":
         cls = KiwiInstructionEncoder
         config = {**config, "qwen_config": configs["qwen"]}

@@ -13,13 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from kiwi_cli.mllm_inputs import (
+from kiwi_cli.model.prompt import (
     VisionGeometry,
     mrope_positions,
     to_patches,
     video_pixels,
 )
-from kiwi_cli.sight import FRAME_MIN_AREA, IMAGE_MAX_AREA, PixelBounds, smart_size
+from kiwi_cli.model.vision_sizes import FRAME_MIN_AREA, IMAGE_MAX_AREA, PixelBounds, smart_size
 
 from .conftest import CHECKPOINT, random_frames
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from kiwi_cli import parallel
+from kiwi_cli.base.processes import team_size
+from kiwi_cli.engine import parallel
 from kiwi_cli.errors import UsageError
 
 from .cli.terminal import inside
@@ -26,18 +27,41 @@ PROGRAM = """
 import sys, torch
 # The library asks how many accelerators there are; this machine's CPU counts as one.
 torch.accelerator.device_count = lambda: 1
-from kiwi_cli import KiwiPipeline, parallel
+from kiwi_cli import KiwiPipeline
+from kiwi_cli.engine import parallel
+from kiwi_cli.errors import DeviceError
 from tests.conftest import CHECKPOINT, random_frames
 from tests.test_parallel import CASES
 team = parallel.join("cpu")
 pipe = KiwiPipeline.from_pretrained(str(CHECKPOINT), device=team.device, dtype="float32")
 parallel.share(pipe.transformer, team)
-for name, (frames, height, width, reference) in CASES.items():
+
+def edit(name, frames, height, width, reference):
     clip = random_frames(frames, height, width)
-    latents = pipe(clip, "make it snowy", [clip[0]] if reference else [], steps=2, output="latents")
+    pictures = [clip[0]] if reference else []
+    latents = pipe.edit(clip, "make it snowy", pictures, steps=2, output="latents", notify=told.append)
     torch.save(latents, f"{sys.argv[1]}/{name}-{team.rank}.pt")
-parallel.leave()
+
+told = []
+for name, case in CASES.items():
+    edit(name, *case)
+
+def full(module, given):
+    hook.remove()
+    raise torch.OutOfMemoryError("no room")
+
+for place in (pipe.vae.quant_conv, pipe.transformer.blocks[1]):
+    if team.rank == 1:
+        hook = place.register_forward_pre_hook(full)
+    try:
+        edit("again", *CASES["clip"])
+        print([line[:50] for line in told if "out of memory" in line])
+    except DeviceError as error:
+        print(error.message)
+        parallel.leave()
+        sys.exit(error.exit_code)
 """
+"""Two edits, one more in which the second process has no room for the encoder, and one where it has none in a step."""
 
 
 EDIT = """
@@ -48,8 +72,8 @@ sys.exit(run(sys.argv[1:]))
 """
 
 
-def start_two(program: str, *arguments: object) -> list[tuple[str, str]]:
-    """Two processes as torchrun starts them; (stdout, stderr) of each."""
+def start_two(program: str, *arguments: object, code: int = 0) -> list[tuple[str, str]]:
+    """Two processes as torchrun starts them, which end with that code; (stdout, stderr) of each."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -66,20 +90,43 @@ def start_two(program: str, *arguments: object) -> list[tuple[str, str]]:
         for rank in range(2)
     ]
     outputs = [process.communicate(timeout=200) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert [process.returncode for process in processes] == [code, code], outputs
     return outputs
 
 
-def test_two_processes_equal_one(pipe: Any, tmp_path: Path) -> None:
-    start_two(PROGRAM, tmp_path)
-    for name, (frames, height, width, reference) in CASES.items():
-        clip = random_frames(frames, height, width)
-        one = pipe(clip, "make it snowy", [clip[0]] if reference else [], steps=2, output="latents")
-        for rank in range(2):
-            two = torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True)
-            assert relative_error(two, one) < 1e-6, (name, rank)
+Two = tuple[Path, list[tuple[str, str]]]
 
 
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
+    """The folder of the latents that `PROGRAM` writes, and what its processes say."""
+    folder = tmp_path_factory.mktemp("two")
+    return folder, start_two(PROGRAM, folder, code=1)
+
+
+@pytest.mark.parametrize(("name", "case"), [*CASES.items(), ("again", CASES["clip"])])
+def test_two_processes_equal_one(pipe: Any, two: Two, name: str, case: tuple[int, int, int, bool]) -> None:
+    frames, height, width, reference = case
+    clip = random_frames(frames, height, width)
+    one = pipe.edit(clip, "make it snowy", [clip[0]] if reference else [], steps=2, output="latents")
+    for rank in range(2):
+        latents = torch.load(two[0] / f"{name}-{rank}.pt", weights_only=True)
+        assert relative_error(latents, one) < 1e-6, rank
+
+
+def test_out_of_memory_in_one_of_two_processes_leaves_none_waiting(two: Two) -> None:
+    """A stage before the steps is done again with less; within a step, where the other waits, both end and say why."""
+    (first, _), (second, _) = two[1]
+    assert first.splitlines() == [
+        "[]",
+        "another of the 2 processes ended, and this one cannot go on without it",
+    ]
+    smaller, message = second.splitlines()
+    assert smaller == "['out of memory on cpu; going on with less: memory: ']"
+    assert message.startswith("out of memory on cpu: no room; the 2 processes compute a step")
+
+
+@pytest.mark.slow
 def test_kiwi_edit_under_torchrun_writes_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit = ("edit", ROOT / "examples/reference.png", "in red", "--model", CHECKPOINT, "--size", "64x64", "--steps", "2")
     first, second = start_two(EDIT, *edit, "--device", "cpu", "-o", tmp_path / "two.png")
@@ -102,4 +149,4 @@ def test_what_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setenv(name, "1")
     with pytest.raises(UsageError, match="'mps'"):
         parallel.join("mps")
-    assert CHECKPOINT.is_dir() and parallel.team_size() == 1
+    assert CHECKPOINT.is_dir() and team_size() == 1

@@ -20,7 +20,7 @@ STRIPES = Image.fromarray(random_frames(1, 48, 80, seed=3)[0])
 
 
 def latents(pipe: Any, frames: np.ndarray = FRAMES, text: str = "make it snowy", refs: Any = (), **kw: Any) -> Any:
-    return pipe(frames, text, refs, output="latents", **{"steps": 2, **kw})
+    return pipe.edit(frames, text, refs, output="latents", **{"steps": 2, **kw})
 
 
 def test_same_seed_gives_the_same_bytes(pipe: Any) -> None:
@@ -56,7 +56,7 @@ def test_order_of_reference_tokens_matters(pipe: Any) -> None:
 @pytest.mark.parametrize("count", [1, 2, 4, 5, 6, 9, 18])
 def test_as_many_frames_out_as_in(pipe: Any, count: int) -> None:
     frames = random_frames(count, 32, 64)
-    assert pipe(frames, "in watercolour", steps=1).shape == frames.shape
+    assert pipe.edit(frames, "in watercolour", steps=1).shape == frames.shape
 
 
 def test_padding_repeats_the_last_frame(pipe: Any) -> None:
@@ -66,15 +66,15 @@ def test_padding_repeats_the_last_frame(pipe: Any) -> None:
 
 def test_streamed_equals_whole(pipe: Any) -> None:
     frames = random_frames(9)
-    whole = pipe(frames, "make it snowy", steps=2)
-    chunks = list(pipe(frames, "make it snowy", steps=2, output="stream"))
+    whole = pipe.edit(frames, "make it snowy", steps=2)
+    chunks = list(pipe.edit(frames, "make it snowy", steps=2, output="stream"))
     assert [len(chunk) for chunk in chunks] == [1, 4, 4]
     assert np.array_equal(np.concatenate(chunks), whole)
 
 
 def test_streaming_coders_equal_the_librarys_whole_coders(pipe: Any) -> None:
-    from kiwi_cli.frames import to_pixels
-    from kiwi_cli.vae import latent_statistics
+    from kiwi_cli.model.pixels import to_pixels
+    from kiwi_cli.model.vae import latent_statistics
 
     frames = random_frames(13)
     mean, std = latent_statistics(pipe.vae, torch.device("cpu"))
@@ -87,7 +87,7 @@ def test_streaming_coders_equal_the_librarys_whole_coders(pipe: Any) -> None:
 
 
 def test_reference_is_fitted_whole_on_white() -> None:
-    from kiwi_cli.pictures import fit_on_white
+    from kiwi_cli.model.pictures import fit_on_white
 
     fitted = np.asarray(fit_on_white(RED, 64, 32))
     assert fitted.shape == (32, 64, 3)
@@ -103,7 +103,7 @@ def test_transparent_reference_is_white_not_black(pipe: Any) -> None:
 
 def test_progress_counts_every_stage_to_its_end(pipe: Any) -> None:
     seen: list[tuple[str, int, int]] = []
-    pipe(random_frames(9), "make it snowy", steps=2, progress=lambda *event: seen.append(event))
+    pipe.edit(random_frames(9), "make it snowy", steps=2, progress=lambda *event: seen.append(event))
     assert seen == [
         ("instruction", 1, 1),
         *[("encode", n, 3) for n in (1, 2, 3)],
@@ -159,7 +159,7 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 
 
 def test_a_large_model_is_refused_on_a_cpu_nobody_asked_for() -> None:
-    from kiwi_cli.devices import choose_device, refuse_large_on_cpu
+    from kiwi_cli.engine.devices import choose_device, refuse_large_on_cpu
 
     if choose_device("auto").type != "cpu":
         pytest.skip("this machine has an accelerator")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from kiwi_cli import KiwiPipeline, quantize
-from kiwi_cli import memory as mem
-from kiwi_cli.bench.random_model import random_pipeline
+from kiwi_cli import KiwiPipeline
+from kiwi_cli.engine import memory as mem
+from kiwi_cli.engine import quantize
+from kiwi_cli.engine.random_model import random_pipeline
+from kiwi_cli.engine.residency import Residency, stored_bytes, weigh
+from kiwi_cli.engine.streaming import plain_parts, tensors_of
 from kiwi_cli.errors import UsageError
-from kiwi_cli.residency import Residency, stored_bytes, tensors_of, weigh
 
 from .conftest import CHECKPOINT, DATA, Case, random_frames, read_cases, relative_error
 
@@ -98,7 +100,7 @@ def test_recorded_cases_within_the_stated_error(quantized: Any, name: str) -> No
     pipe.register_to_config(references_first=bool(call.get("ref_pad_first")))
     context = pipe.encode_instruction(case.frames, call["prompt"], case.references)
     options = {"steps": call["steps"], "seed": call["seed"], "output": "latents"}
-    latents = pipe(case.frames, call["prompt"], case.references, **options)
+    latents = pipe.edit(case.frames, call["prompt"], case.references, **options)
     for ours, recorded, limit in zip(
         (context, latents), (case.tensors["context"], case.tensors["latents_final"]), LIMITS[mode], strict=True
     ):
@@ -110,7 +112,7 @@ def test_in_bfloat16_too(mode: str) -> None:
     exact, pipe = small("bfloat16"), small("bfloat16")
     quantize.quantize(pipe, mode)
     frames = random_frames(5)
-    expected, got = (p(frames, "make it snowy", [frames[0]], steps=4, output="latents") for p in (exact, pipe))
+    expected, got = (p.edit(frames, "make it snowy", [frames[0]], steps=4, output="latents") for p in (exact, pipe))
     assert got.isfinite().all() and relative_error(got, expected) < LIMITS[mode][1]
 
 
@@ -121,49 +123,84 @@ class Watched(Residency):
         return tensor.clone()
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_they_are_rounded_on_the_device_one_at_a_time(mode: str) -> None:
+    """Each is done before the next one is lent to it; with the host's result."""
+
+    class Lent(Residency):
+        """A residency whose device is a second copy in the same memory, and that counts."""
+
+        done: ClassVar[list[int]] = []
+
+        def copy(self, tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.ndim == 2:
+                weights = [layer.weight for _, layer in quantize.large_layers(pipe)]
+                self.done.append(sum(stored_bytes(weight) < 2 * weight.numel() for weight in weights))
+            return tensor.clone()
+
+    host, pipe = small(), small()
+    host.to("cpu")
+    pipe.residency = Lent(pipe.units, CPU)
+    for each in (host, pipe):
+        quantize.quantize(each, mode)
+    layers = [dict(quantize.large_layers(each)) for each in (host, pipe)]
+    assert Lent.done == list(range(len(layers[0])))
+    for name, layer in layers[0].items():
+        for ours, theirs in zip(plain_parts(layer.weight), plain_parts(layers[1][name].weight), strict=True):
+            assert ours.dtype == theirs.dtype and torch.equal(ours.float(), theirs.float())
+
+
 def identities(pipe: Any) -> list[int]:
     return [id(tensor) for modules in pipe.units.values() for module in modules for _, tensor in tensors_of(module)]
 
 
 @pytest.mark.parametrize("level", ["resident", "release", "swap", "stream"])
-def test_every_level_moves_them_whole(quantized: Any, level: mem.Level) -> None:
+def test_every_level_moves_them_whole(quantized: Any, level: str) -> None:
     mode, _ = quantized
     pipe = small()
     quantize.quantize(pipe, mode)
     pipe.to("cpu")
     frames = random_frames(5)
     call = {"references": [frames[0]], "steps": 2, "output": "latents"}
-    expected = pipe(frames, "make it snowy", **call)
+    expected = pipe.edit(frames, "make it snowy", **call)
     host = identities(pipe)
     pipe.residency = Watched(pipe.units, CPU, level)
-    plan = mem.Plan(level)
-    pipe.residency.choose = lambda work, say: pipe.residency.adopt(plan)
+    placement = mem.Placement(mem.LEVELS[level])
+    pipe.residency.choose = lambda work, say: pipe.residency.adopt(placement)
     seen: list[bool] = []
 
     def moved(stage: str, done: int, total: int) -> None:
         if stage == "denoise":
             seen.append(stored_bytes(pipe.transformer.blocks[0].ffn.net[2].weight) < 1.5 * 48 * 96)
 
-    latents = pipe(frames, "make it snowy", **call, progress=moved)
+    latents = pipe.edit(frames, "make it snowy", **call, progress=moved)
     # Copies lie at other addresses, and a kernel's order of sums depends on the alignment.
     assert relative_error(latents, expected) < 1e-6
     assert seen == [True, True]
-    if level != "stream":
-        pipe.to("cpu")
-        assert identities(pipe) == host
+    pipe.to("cpu")
+    assert identities(pipe) == host
 
 
-def test_a_second_time_or_streamed_already_is_refused(quantized: Any) -> None:
-    mode, pipe = quantized
+def test_a_second_time_is_refused(quantized: Any) -> None:
+    _, pipe = quantized
     before = list(pipe.alterations)
     with pytest.raises(UsageError, match="already"):
         quantize.quantize(pipe, "fp8-storage")
     assert pipe.alterations == before and quantize.is_quantized(pipe)
-    other = small()
-    assert not quantize.is_quantized(other)
-    other.residency.stream()
-    with pytest.raises(UsageError, match="streamed"):
-        quantize.quantize(other, mode)
+    assert not quantize.is_quantized(small())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_after_a_streamed_edit_too(mode: str) -> None:
+    """What is streamed is what is there: the weights of before are nowhere kept."""
+    frames = random_frames(5)
+    first, pipe = small(), small()
+    quantize.quantize(first, mode)
+    pipe.manage(CPU, "stream")
+    pipe.edit(frames, "make it snowy", steps=1)
+    quantize.quantize(pipe, mode)
+    expected, got = (p.edit(frames, "make it snowy", steps=2, output="latents") for p in (first, pipe))
+    assert relative_error(got, expected) < 1e-6
 
 
 def test_unknown_formats_and_missing_packages_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,12 +236,12 @@ def test_fp8_computes_in_fp8_where_the_gpu_can(
 
 
 def test_it_works_with_caches_and_says_both(quantized: Any) -> None:
-    from kiwi_cli.caches import StepCache
+    from kiwi_cli.engine.step_cache import StepCache
 
     mode, pipe = quantized
     pipe.register_to_config(references_first=False)
     said: list[str] = []
-    frames = pipe(
+    frames = pipe.edit(
         random_frames(1), "make it snowy", steps=20, cache=StepCache.of("easy", 1.0), notify=said.append, solver="unipc"
     )
     assert frames.dtype == np.uint8

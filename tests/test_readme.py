@@ -14,7 +14,7 @@ from .cli.terminal import CLIP, REFERENCE, inside
 from .conftest import CHECKPOINT, ROOT
 
 BLOCK = re.compile(r"^```(?:bash|sh|console)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
-RUN = ("edit", "ref-edit", "show", "rerun")  # the others need the network, a GPU or an hour
+RUN = ("edit", "ref-edit", "batch", "status", "show", "rerun")  # the others need the network, a GPU or an hour
 
 
 def commands(page: str) -> list[list[str]]:
@@ -42,19 +42,21 @@ def test_the_examples_run(
         elif not name.endswith((".mp4", ".mov")):
             with Image.open(REFERENCE) as image:
                 image.convert("RGB").resize((480, 270)).save(name)
+    Path("jobs.csv").write_text("input,instruction\na.mp4,make it snowy\n")
     for command in found:
         if command[0] not in RUN:
             continue
         command = [part for part in command if part != "--dry-run"]
-        if command[0] != "show":
-            command += ["--overwrite"] + ([] if "--frames" in command or "--duration" in command else ["--frames", "2"])
+        if command[0] not in ("show", "status"):
+            limited = any(option in command for option in ("--frames", "--duration", "--span"))
+            command += ["--overwrite"] + ([] if limited else ["--frames", "2"])
         code, _, err = inside(capsys, *_affordable(command))
         assert code == 0, (command, err)
 
 
 def _affordable(command: list[str]) -> list[str]:
     """The same at a size and with steps that take no time."""
-    for option, value in (("--steps", "1"), ("--size", "64x64"), ("--duration", "0.2")):
+    for option, value in (("--steps", "1"), ("--size", "64x64"), ("--duration", "0.2"), ("--span", "0-0.01")):
         if option in command:
             command[command.index(option) + 1] = value
     for option in ("--model", "--device", "--memory", "--max-memory"):

@@ -11,7 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from safetensors.torch import load_file
 
 from kiwi_cli.errors import UsageError
-from kiwi_cli.sampling import SIGMA_MIN, denoise, flow_sigmas, make_noise, velocity_of
+from kiwi_cli.model.sampling import SIGMA_MIN, denoise, flow_sigmas, make_noise, velocity_of
 
 from .conftest import DATA, random_frames, relative_error
 
@@ -126,7 +126,7 @@ def test_unipc_is_of_second_order_on_gaussian_latents() -> None:
         assert errors["euler", steps * 2] > errors["euler", steps] / 2.3
 
 
-@pytest.mark.parametrize("name", ["instruct", "reference"])
+@pytest.mark.parametrize("name", [pytest.param("instruct", marks=pytest.mark.slow), "reference"])
 def test_unipc_is_nearer_to_the_end_of_the_path(pipe: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The transformer's own field against 400 Euler steps, the time embedding held at one timestep.
 
@@ -149,15 +149,15 @@ def test_unipc_is_nearer_to_the_end_of_the_path(pipe: Any, name: str, monkeypatc
 
 def test_an_unknown_solver_is_refused_before_any_work(pipe: Any) -> None:
     with pytest.raises(UsageError, match="'heun'") as error:
-        pipe(random_frames(1), "make it snowy", steps=1, solver="heun")
+        pipe.edit(random_frames(1), "make it snowy", steps=1, solver="heun")
     assert "unipc" in error.value.hint
 
 
 def test_the_solver_says_what_it_is(pipe: Any) -> None:
     said: list[str] = []
-    pipe(random_frames(1), "make it snowy", steps=2, solver="unipc", output="latents", notify=said.append)
+    pipe.edit(random_frames(1), "make it snowy", steps=2, solver="unipc", output="latents", notify=said.append)
     assert said == pipe.approximations and "NOT exact" in said[0] and "unipc" in said[0]
-    pipe(random_frames(1), "make it snowy", steps=2, output="latents", notify=said.append)
+    pipe.edit(random_frames(1), "make it snowy", steps=2, output="latents", notify=said.append)
     assert pipe.approximations == [] and len(said) == 1
 
 

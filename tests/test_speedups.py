@@ -12,12 +12,13 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
-from kiwi_cli import KiwiPipeline, attention
-from kiwi_cli.compilation import compile_model
+from kiwi_cli import KiwiPipeline
+from kiwi_cli.engine import attention
+from kiwi_cli.engine.compilation import compile_model
+from kiwi_cli.engine.memory import LEVELS, Placement
+from kiwi_cli.engine.residency import Residency
 from kiwi_cli.errors import UsageError
-from kiwi_cli.memory import Plan
-from kiwi_cli.residency import Residency
-from kiwi_cli.vae import decode_stream
+from kiwi_cli.model.vae import decode_stream
 
 from .conftest import CHECKPOINT, random_frames, relative_error
 
@@ -26,7 +27,7 @@ CUDA = torch.device("cuda")
 
 
 def latents(pipe: Any, frames: int = 5, seed: int = 0) -> torch.Tensor:
-    return pipe(random_frames(frames), "make it snowy", steps=2, seed=seed, output="latents")
+    return pipe.edit(random_frames(frames), "make it snowy", steps=2, seed=seed, output="latents")
 
 
 def edit(pipe: Any, seed: int, decode: bool = True) -> tuple[torch.Tensor, Any]:
@@ -49,7 +50,7 @@ def fresh() -> Any:
 
 @pytest.mark.parametrize(
     ("capability", "installed", "expected"),
-    [((8, 9), True, "sdpa"), ((9, 0), True, "flash3"), ((9, 0), False, "cudnn"), ((12, 0), True, "cudnn")],
+    [((8, 9), True, "sdpa"), ((9, 0), True, "flash3"), ((9, 0), False, "sdpa"), ((12, 0), True, "sdpa")],
 )
 def test_auto_chooses_by_device(
     capability: Any, installed: bool, expected: str, monkeypatch: pytest.MonkeyPatch
@@ -78,6 +79,7 @@ def test_the_choice_stays_with_the_model(fresh: Any, pipe: Any) -> None:
     assert torch.equal(latents(fresh), expected)
 
 
+@pytest.mark.slow
 def test_blocks_and_the_decoder_compile_to_one_whole_graph_each(fresh: Any) -> None:
     """Through a backend that only counts: no graph break (fullgraph), a graph for all layers, steps and latent frames,
     and none for a second clip, nor when weights move on and off the device."""
@@ -95,7 +97,7 @@ def test_blocks_and_the_decoder_compile_to_one_whole_graph_each(fresh: Any) -> N
         assert torch.equal(latents, expected[seed][0]) and np.array_equal(frames, expected[seed][1])
         assert len(graphs) == 2
     fresh.residency = Moved(fresh.units, CPU, "swap")
-    fresh.residency.choose = lambda work, say: fresh.residency.adopt(Plan("swap"))
+    fresh.residency.choose = lambda work, say: fresh.residency.adopt(Placement(LEVELS["swap"]))
     latents, frames = edit(fresh, 0)
     # A kernel's order of sums depends on the alignment of the weights, which is the files' before they move.
     assert relative_error(latents, expected[0][0]) < 1e-6
@@ -108,6 +110,24 @@ def test_blocks_and_the_decoder_compile_to_one_whole_graph_each(fresh: Any) -> N
     assert len(graphs) == 2
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_compiled_model_works_at_every_memory_level(fresh: Any, level: str) -> None:
+    """One whole graph of the blocks whatever brings their weights, and the uncompiled result of that level."""
+    graphs = []
+
+    def counting(module: Any, inputs: Any) -> Any:
+        graphs.append(module)
+        return module.forward
+
+    torch._dynamo.reset()
+    fresh.residency = Moved(fresh.units, CPU, level)
+    fresh.residency.choose = lambda work, say: fresh.residency.adopt(Placement(LEVELS[level]))
+    expected = latents(fresh, 9)
+    compile_model(fresh, backend=counting)
+    assert torch.equal(latents(fresh, 9), expected) and torch.equal(latents(fresh, 9), expected)
+    assert len(graphs) == 1
+
+
 def test_strips_compile_to_a_graph_for_each_width() -> None:
     widths = set()
 
@@ -117,7 +137,7 @@ def test_strips_compile_to_a_graph_for_each_width() -> None:
 
     torch._dynamo.reset()
     vae = small_vae()
-    pipe = SimpleNamespace(transformer=SimpleNamespace(compile_repeated_blocks=lambda **options: None))
+    pipe = SimpleNamespace(transformer=SimpleNamespace(blocks=[]))
     compile_model(pipe, backend=counting)  # type: ignore[arg-type]
     latents = torch.randn(1, 4, 3, 2, 40)
     expected = torch.cat(list(decode_stream(vae, latents, 4)), dim=2)
@@ -137,6 +157,7 @@ def small_vae() -> AutoencoderKLWan:
     return vae.eval().requires_grad_(False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU with a C++ compiler")
 def test_compiled_equals_eager(fresh: Any) -> None:
     """Fused operations round in another order: 1e-5 is allowed in fp32, 1.1e-7 is measured."""

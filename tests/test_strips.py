@@ -11,10 +11,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from kiwi_cli import coders
-from kiwi_cli import strips as strips_module
-from kiwi_cli.strips import StripDecoder, StripEncoder
-from kiwi_cli.vae import decode_stream, encode_stream, latent_statistics
+from kiwi_cli.model import vae_layers
+from kiwi_cli.model import vae_strips as strips_module
+from kiwi_cli.model.vae import decode_stream, encode_stream, latent_statistics
+from kiwi_cli.model.vae_strips import StripDecoder, StripEncoder
 
 LAYOUTS = {
     "2.2": {
@@ -91,7 +91,7 @@ def test_every_layout_of_memory_gives_the_same(
     """The CPU works channels last, other devices as the library does: both orders run here."""
     latents = encode(vae, clip, 2)
     whole = decode(vae, latents, 2)
-    for module in (coders, strips_module):
+    for module in (vae_layers, strips_module):
         monkeypatch.setattr(module, "layout_for", lambda device: layout)
     assert difference(encode(vae, clip, 2), latents) < 3e-7
     assert difference(decode(vae, latents, 2), whole) < 3e-7

@@ -12,16 +12,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from kiwi_cli.bench.tiny_edits import BatchEditor, Task
-from kiwi_cli.synth.quality import edge_correlation, make_case, nearest
-from kiwi_cli.synth.wordings import KINDS
+from kiwi_cli.base.understood import match
+from kiwi_cli.bench.tiny.edits import BatchEditor, Task
+from kiwi_cli.bench.tiny.quality import edge_correlation, make_case, nearest
+from kiwi_cli.synth.looks import TINTS
+from kiwi_cli.synth.phrases_looks import ADJECTIVES, STRENGTHS
+from kiwi_cli.synth.wordings import KINDS, LOOK_KINDS, WORDINGS, Split, fill
 from kiwi_cli.video import probe
 from kiwi_cli.weights import embedded
 from kiwi_cli.weights.settings import read_settings
 
+from . import fakes
 from .cli.terminal import frames_of, inside
-from .conftest import ROOT
+from .conftest import DATA, ROOT
 
 TINY = ROOT / "src/kiwi_cli/tiny"
 CLIP = ROOT / "examples/clip.mp4"
@@ -70,7 +75,7 @@ def test_a_clip_turns_to_night_from_the_command_line(tmp_path: Path, capsys: pyt
     words = ("turn it into a night scene", "--model", "tiny", "--device", "cpu", "--frames", 5)
     code, out, err = inside(capsys, "edit", CLIP, *words, "-o", output)
     assert (code, out) == (0, f"{output}\n"), err
-    assert "softer" in err  # scaled up from its own size, and said so
+    assert "works at 144x80" in err and "detail from the source" in err  # larger than its own size, and said so
     before, after = probe(CLIP), probe(output)
     assert after.size == before.size and after.frame_count == 5
     source, result = (np.stack(frames_of(path)[:5]).astype(np.float32) for path in (CLIP, output))
@@ -78,6 +83,130 @@ def test_a_clip_turns_to_night_from_the_command_line(tmp_path: Path, capsys: pyt
     assert result[..., 2].mean() > 1.5 * result[..., 0].mean()  # blue,
     luma = np.array([0.299, 0.587, 0.114], np.float32)
     assert np.corrcoef((result @ luma).ravel(), (source @ luma).ravel())[0, 1] > 0.6  # and still the same picture
+
+
+@pytest.fixture(scope="module")
+def pixels(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    """A photograph's: the model's own size, so that nothing is scaled."""
+    picture = Image.open(ROOT / "examples/reference.png").convert("RGB").resize((128, 96))
+    return np.asarray(picture)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_picture_is_edited_as_a_clip_of_it_is(count: int, pixels: np.ndarray, editor: Any, tmp_path: Path) -> None:
+    """A model that was trained on five frames at a time is given five, whatever it is asked to edit."""
+    source = tmp_path / "in"
+    source.mkdir()
+    for number in range(count):
+        Image.fromarray(pixels).save(source / f"{number}.png")
+    given, out = (source / "0.png", tmp_path / "out.png") if count == 1 else (source, tmp_path / "out")
+    options = {"instruction": "make it sepia", "model": "tiny", "size": "128x96", "steps": 4, "detail": "model"}
+    assert fakes.edit(given, out, editor.pipe, **options).frames == count
+    files = [out] if count == 1 else sorted(out.glob("*.png"))
+    whole = editor.pipe.edit(np.stack([pixels] * 5), "make it sepia", steps=4, seed=0)
+    found = np.stack([np.asarray(Image.open(path)) for path in files])
+    assert np.array_equal(found, whole[:count])
+
+
+def test_a_number_of_frames_only_limits(tmp_path: Path) -> None:
+    """Nine of a clip's frames are edited as they are in the whole clip's first windows, not nine at once."""
+    plan = fakes.plan(CLIP, tmp_path / "out.mp4", instruction="make it sepia", model="tiny", frames=9)
+    assert plan.span.frame_count == 9 and plan.windows is not None and plan.windows.count == 2
+
+
+# -- what it understands ------------------------------------------------------------------------------------------
+
+
+def sentences_of(kind: str, split: Split) -> list[str]:
+    """Templates of a kind with every strength and what they name."""
+    texts = WORDINGS[kind].seen if split == "seen" else WORDINGS[kind].held_out
+    names = list(ADJECTIVES.values())
+    pairs = [{"first": first, "second": second} for first, second in zip(names, [*names[1:], names[0]], strict=True)]
+    named = pairs if kind == "two-looks" else [{"colour": colour} for colour in TINTS] if kind == "tint" else [{}]
+    strengths = [{slot: words[0] for slot, words in each.items()} for each in STRENGTHS.values()]
+    return [fill(text, {**strength, **slots}) for text in texts for slots in named for strength in strengths]
+
+
+SLOTS = {"object": "red ball", "colour": "blue", "ground": "plain green", "place": "top left corner"}
+
+
+def test_its_sentences_are_those_it_was_trained_with() -> None:
+    assert read_settings(TINY).understands == {kind: tuple(WORDINGS[kind].seen) for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_wordings_it_never_saw_are_told_apart(kind: str) -> None:
+    sentences = read_settings(TINY).understands
+    for text in WORDINGS[kind].held_out:
+        found = match(fill(text, SLOTS), sentences, OFFERS)
+        assert found.understood == (kind in OFFERS), text
+        assert 0 < len(found.nearest) <= 3
+        assert set(found.nearest) <= {sentence for offered in OFFERS for sentence in sentences[offered]}
+
+
+@pytest.mark.slow
+def test_of_300_wishes_that_it_cannot_do_none_is_taken_for_one_that_it_can() -> None:
+    """Nor would they be by a model that knows every look; of held-out wordings of those none is refused."""
+    wishes = (DATA / "wishes.txt").read_text(encoding="utf-8").splitlines()
+    assert len(set(wishes)) == len(wishes) == 300
+    sentences = dict(read_settings(TINY).understands)
+    looks = {kind: sentences_of(kind, split="seen") for kind in LOOK_KINDS}
+    for known, offers in ((sentences, OFFERS), ({**sentences, **looks}, (*OFFERS, *LOOK_KINDS))):
+        taken = [wish for wish in wishes if match(wish, known, offers).understood]
+        assert len(taken) <= 0.15 * len(wishes), taken
+        refused = [
+            text
+            for kind in LOOK_KINDS
+            for text in sentences_of(kind, split="held-out")
+            if kind in offers and not match(text, known, offers).understood
+        ]
+        assert refused == []
+
+
+@pytest.mark.parametrize(
+    ("instruction", "nearest"),
+    [
+        ("b&w", "black and white"),
+        ("in watercolour", ""),
+        ("remove the red ball", ""),
+        ("make it a rainy day", "snowy day"),
+        ("turn the sky red", ""),
+    ],
+)
+def test_an_instruction_that_is_none_of_its_kinds_is_refused_with_the_nearest(
+    instruction: str, nearest: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("edit", CLIP, instruction, "--model", "tiny", "--device", "cpu", "-o", tmp_path / "out.mp4")
+    for hidden in ((), ("-q",), ("--json",)):
+        code, _, err = inside(capsys, *command, *hidden, "--dry-run")
+        assert code == 2 and "warning: " not in err, err
+        assert f"'tiny' does not know '{instruction}'" in err and ", ".join(OFFERS) in err
+        hint = err.partition("hint: say ")[2]
+        assert nearest in hint and hint.count('"') == 6 and "kiwi prompts --model tiny" in hint and "--force" in hint
+        code, _, err = inside(capsys, *command, *hidden, "--dry-run", "--force")
+        assert code == 0 and err.count("warning: ") == 1 and "will make some other edit" in err
+
+
+def test_the_sentences_that_it_names_and_lists_work(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = inside(capsys, "prompts", "--model", "tiny", "--json")
+    assert code == 0, err
+    kinds = json.loads(out)["kinds"]
+    assert list(kinds) == list(OFFERS)
+    for kind, texts in kinds.items():
+        if kind.startswith("reference"):
+            continue
+        for text in texts:
+            assert inside(capsys, "edit", CLIP, text, "--model", "tiny", "--device", "cpu", "--dry-run")[0] == 0
+    for text in match("make it rain", read_settings(TINY).understands, OFFERS).nearest:
+        assert match(text, read_settings(TINY).understands, OFFERS).understood
+    more = json.loads(inside(capsys, "prompts", "--model", "tiny", "--all", "--json")[1])["kinds"]
+    assert all(set(texts) < set(more[kind]) for kind, texts in kinds.items())
+
+
+@pytest.mark.parametrize("instruction", ["make it snowy", "Turn it black and white!", "as a photographic negative"])
+def test_what_it_knows_is_not_refused(instruction: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = inside(capsys, "edit", CLIP, instruction, "--model", "tiny", "--device", "cpu", "--dry-run")
+    assert code == 0 and "warning" not in err
 
 
 def test_it_says_what_it_is_good_for(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from kiwi_cli.bench.operations import step_operations
-from kiwi_cli.transformer import KiwiTransformer3DModel
+from kiwi_cli.bench.speed.operations import step_operations
+from kiwi_cli.model.transformer import KiwiTransformer3DModel
 
 from .conftest import relative_error
 

@@ -19,7 +19,7 @@ class KiwiError(Exception):
     Args:
         message: what happened, lower case, with the offending value in quotes.
         hint: one thing to do next; empty when there is none.
-        exit_code: what the process ends with (1: the job failed; 2: wrong usage).
+        exit_code: what the process ends with (1: the job failed; 2: wrong usage, and names of what is not there).
     """
 
     exit_code = EXIT_FAILED
@@ -33,7 +33,7 @@ class KiwiError(Exception):
 
 
 class UsageError(KiwiError):
-    """An argument that cannot be meant: found before anything is loaded. Exit code 2."""
+    """An invalid argument, found before anything is loaded. Exit code 2."""
 
     exit_code = EXIT_USAGE
 
@@ -44,6 +44,12 @@ class MediaError(KiwiError):
 
 class CheckpointError(KiwiError):
     """Model files that are missing, broken, or not the model they say they are."""
+
+
+class NoSuchModelError(CheckpointError):
+    """A model, a LoRA or a file of weights by a name that nothing has, here or on the Hub. Exit code 2, as an input."""
+
+    exit_code = EXIT_USAGE
 
 
 class DeviceError(KiwiError):

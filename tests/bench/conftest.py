@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from kiwi_cli.bench import data, runs
+from kiwi_cli.bench import run as runs
 from kiwi_cli.bench.edit import Profile
-from kiwi_cli.bench.items import BENCHMARKS
-from kiwi_cli.console import Console
+from kiwi_cli.bench.suites import data
+from kiwi_cli.bench.suites.items import BENCHMARKS
+from kiwi_cli.cli.console import Console
 
 from ..conftest import CHECKPOINT
 from . import miniature

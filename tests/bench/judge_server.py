@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from kiwi_cli.bench.rubrics import answer_names
+from kiwi_cli.bench.judges.rubrics import answer_names
 
 KEY = "test-key-4711"
 
@@ -112,6 +112,9 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     def refuse(self, status: int, headers: dict[str, str] | None = None) -> None:
+        if headers and "error" in headers:  # a service's own words for it, instead of headers
+            self.reply(headers, status)
+            return
         words = {429: "RESOURCE_EXHAUSTED", 500: "INTERNAL", 404: "NOT_FOUND", 400: "INVALID_ARGUMENT"}
         self.reply(
             {"error": {"code": status, "message": f"injected {status}", "status": words.get(status, "UNKNOWN")}},
@@ -257,10 +260,13 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(b'{"choices": [')
             return
         model = fault.removeprefix("model ") if fault.startswith("model ") else self.service.model or body["model"]
+        message = {"role": "assistant", "content": answer_text(rubric, fault)}
+        if fault == "parts":
+            message["content"] = [{"type": "text", "text": answer_text(rubric, fault)}]
         choices = [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": answer_text(rubric, fault)},
+                "message": None if fault == "null message" else message,
                 "finish_reason": "stop",
             }
         ]
@@ -271,7 +277,9 @@ class Handler(BaseHTTPRequestHandler):
                 "created": 0,
                 "model": model,
                 "choices": [] if fault == "no choices" else choices,
-                "usage": {"prompt_tokens": 1000, "completion_tokens": 150, "total_tokens": 1150},
+                "usage": {"prompt_tokens": "many", "completion_tokens": None}
+                if fault == "null message"
+                else {"prompt_tokens": 1000, "completion_tokens": 150, "total_tokens": 1150},
             }
         )
 

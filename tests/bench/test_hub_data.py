@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kiwi_cli.bench.items import BENCHMARKS
+from kiwi_cli.bench.suites.items import BENCHMARKS
 
 from ..weights.hub_server import Handler, Hub, folder_contents
 from . import miniature
@@ -41,6 +41,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     server.server_close()
 
 
+@pytest.mark.slow
 def test_fetched_once_then_never_asked_again(hub: Hub, tmp_path: Path) -> None:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "KIWI_", "HUGGING"))}
     environment = kept | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from kiwi_cli.bench import runs, scores
-from kiwi_cli.bench.journal import read_lines
+from kiwi_cli.batch.journal import read_lines
+from kiwi_cli.bench import run as runs
 from kiwi_cli.bench.judges.base import hash_media
-from kiwi_cli.bench.protocols import find_protocol
+from kiwi_cli.bench.judges.protocols import find_protocol
+from kiwi_cli.bench.report import scores
 
 from . import miniature
 from .conftest import Kiwi, edited_run, start_process
@@ -122,7 +123,7 @@ def test_what_cannot_be_read_three_times_is_a_failure_not_a_score(
     more = openai(service) if backend == "openai" else ()
     command = (*judge(service, openve_run.folder, *more), "--concurrency", 1)
     code, _, err = kiwi(*command)
-    assert code == 1 and "1 items failed" in err
+    assert code == 1 and "1 item failed" in err
     assert service.total == 7 + 3
     code, _, err = kiwi(*command)  # again: it stays a failure, and nothing is paid
     assert code == 1 and "3 answers could not be read" in err and service.total == 10
@@ -165,7 +166,7 @@ def test_a_broken_last_line_is_survived(kiwi: Kiwi, service: Service, openve_run
 
 
 @pytest.mark.parametrize(
-    "moment", ["first upload", 5, *(pytest.param(moment, marks=pytest.mark.slow) for moment in ("polling", 1, 11))]
+    "moment", [5, *(pytest.param(moment, marks=pytest.mark.slow) for moment in ("first upload", "polling", 1, 11))]
 )
 def test_killed_at_any_point_nothing_finished_is_lost_or_paid_again(
     service: Service, tmp_path: Path, moment: Any
@@ -185,7 +186,7 @@ def test_killed_at_any_point_nothing_finished_is_lost_or_paid_again(
         time.sleep(0.002)
     assert reached()
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=10)
+    process.communicate(timeout=120)
     time.sleep(0.1)  # let the server finish what it was at
     finished = {line["request"] for line in answers(run) if line["scores"]}
     sent = {line["request"] for line in read_lines(run.folder, "judgements") if line["kind"] == "sent"}
@@ -195,7 +196,7 @@ def test_killed_at_any_point_nothing_finished_is_lost_or_paid_again(
     service.polls = 1
 
     done = start_process(*judge(service, run.folder), "--concurrency", 3)
-    _, err = done.communicate(timeout=60)
+    _, err = done.communicate(timeout=120)
     assert done.returncode == 0, err
     assert len(scores.collect(run)[0].scores) == 16
     # Every item is paid for once, and the few whose answer died with the process once more.
@@ -212,11 +213,11 @@ def test_killed_at_any_point_nothing_finished_is_lost_or_paid_again(
 def test_ctrl_c_waits_for_what_is_paid(service: Service, openve_run: runs.Run) -> None:
     service.pace = 0.4
     process = start_process(*judge(service, openve_run.folder), "--concurrency", 2)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not service.total and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert len(answers(openve_run)) == service.total < 8
 
@@ -321,10 +322,55 @@ def test_openai_key_refused_and_model_unknown(
     code, _, err = kiwi(*judge(service, openve_run.folder, *openai(service)))
     assert code == 1 and "the judge refuses the key" in err
     monkeypatch.setenv("KIWI_JUDGE_KEY", KEY)
-    service.faults = [404] * 8
+    unknown = {"error": {"message": "The model `qwen-judge` does not exist", "code": "model_not_found"}}
+    service.faults = [(404, unknown)] * 8
     code, _, err = kiwi(*judge(service, openve_run.folder, *openai(service)), "--concurrency", 1)
     assert code == 1 and "the judge has no model 'qwen-judge'" in err and service.total == 0
     assert len(service.faults) == 7  # one refusal ends the run
+
+
+def test_a_wrong_address_is_not_called_an_unknown_model(kiwi: Kiwi, service: Service, openve_run: runs.Run) -> None:
+    options = ("--judge", "openai", "--judge-url", f"{service.url}/v2/api", "--judge-model", "qwen-judge")
+    service.faults = [404] * 8
+    code, _, err = kiwi(*judge(service, openve_run.folder, *options))
+    assert code == 1 and f"nothing answers at '{service.url}/v2/api/chat/completions'" in err and "/v1" in err
+    code, _, err = kiwi(*judge(service, openve_run.folder))
+    assert code == 1 and "nothing answers like Gemini" in err and "--judge-url" in err
+
+
+QUOTA = {"message": "You exceeded your current quota", "type": "insufficient_quota", "code": "insufficient_quota"}
+DAY = {"code": 429, "message": "quota", "status": "RESOURCE_EXHAUSTED", "details": [{"quotaId": "RequestsPerDay"}]}
+
+
+@pytest.mark.parametrize(
+    ("backend", "fault"),
+    [
+        ("openai", (429, {"error": QUOTA})),
+        ("openai", (402, {"error": {"message": "Insufficient Balance"}})),
+        ("gemini", (429, {"error": DAY})),
+    ],
+    ids=["no quota", "payment required", "the day's quota"],
+)
+def test_an_empty_account_ends_the_run_at_once(
+    kiwi: Kiwi, service: Service, openve_run: runs.Run, backend: str, fault: Any
+) -> None:
+    service.faults = [fault] * 9
+    more = openai(service) if backend == "openai" else ()
+    code, _, err = kiwi(*judge(service, openve_run.folder, *more), "--concurrency", 1)
+    assert code == 1 and ("no credit left" in err or "quota of the day" in err) and "kept" in err
+    assert len(service.faults) == 8  # it is not tried again
+
+
+def test_an_answer_without_its_parts_is_kept_and_asked_again(
+    kiwi: Kiwi, service: Service, openve_run: runs.Run
+) -> None:
+    service.faults = ["null message", "parts"]
+    code, out, err = kiwi(
+        *judge(service, openve_run.folder, *openai(service)), "--limit", 2, "--concurrency", 1, "--json"
+    )
+    assert code == 0, err
+    assert json.loads(out)["judged"]["scored"] == 2 and service.total == 3
+    assert [bool(line["scores"]) for line in answers(openve_run)] == [False, True, True]  # what was paid for is kept
 
 
 def test_no_key_is_stored_or_printed(kiwi: Kiwi, service: Service, openve_run: runs.Run) -> None:
@@ -335,7 +381,7 @@ def test_no_key_is_stored_or_printed(kiwi: Kiwi, service: Service, openve_run: r
 
 
 def test_two_processes_do_not_judge_the_same_run(kiwi: Kiwi, service: Service, openve_run: runs.Run) -> None:
-    from kiwi_cli.bench.ledger import Ledger
+    from kiwi_cli.bench.judges.ledger import Ledger
 
     with Ledger(openve_run.folder):
         code, _, err = kiwi(*judge(service, openve_run.folder))
@@ -350,7 +396,7 @@ def test_items_without_a_result_are_left_and_said(
 ) -> None:
     run = edited_run(tmp_path / "run", "openve", openve_data, skip=("local_add",))
     code, out, err = kiwi(*judge(service, run.folder), "--json")
-    assert code == 0 and "1 items have no result yet" in err
+    assert code == 0 and "not judged: 1 item" in err
     assert len(json.loads(out)["judged"]["unedited"]) == 1 and service.total == 7
 
 

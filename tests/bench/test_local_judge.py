@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from kiwi_cli.bench import runs
+from kiwi_cli.bench import run
+from kiwi_cli.bench.judges.judging import build_request
 from kiwi_cli.bench.judges.local import LocalJudge
-from kiwi_cli.bench.judging import build_request
-from kiwi_cli.bench.protocols import find_protocol
-from kiwi_cli.bench.rubrics import house_rubric
+from kiwi_cli.bench.judges.protocols import find_protocol
+from kiwi_cli.bench.judges.rubrics import house_rubric
 from kiwi_cli.errors import CheckpointError
 
 from ..conftest import CHECKPOINT
@@ -38,7 +38,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_it_sees_every_frame_and_answers(qwen: Path, openve_run: runs.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_sees_every_frame_and_answers(qwen: Path, openve_run: run.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kiwi_cli.bench.judges.local.NEW_TOKENS", 5)
     judge = LocalJudge(str(qwen), "cpu", "float32")
     request = build_request(
@@ -52,7 +52,7 @@ def test_it_sees_every_frame_and_answers(qwen: Path, openve_run: runs.Run, monke
     assert judge.ask(request, prepared) == answer  # greedy: the same question has the same answer
 
 
-def test_in_a_run(kiwi: Kiwi, qwen: Path, openve_run: runs.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_a_run(kiwi: Kiwi, qwen: Path, openve_run: run.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kiwi_cli.bench.judges.local.NEW_TOKENS", 5)
     answer = "Why: so.\nInstruction: 4\nPreservation: 3\nQuality: 2"
     monkeypatch.setattr("transformers.PreTrainedTokenizerBase.decode", lambda *_, **__: answer, raising=True)

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kiwi_cli.bench import pixel_metrics, runs
-from kiwi_cli.bench.diagnostics import measure_run, paired_frames
-from kiwi_cli.bench.metrics_store import average_metrics, read_metrics
-from kiwi_cli.bench.model_metrics import ModelMetrics, self_similarity
+from kiwi_cli.bench import run as runs
+from kiwi_cli.bench.metrics import pixels
+from kiwi_cli.bench.metrics.measure import measure_run, paired_frames
+from kiwi_cli.bench.metrics.models import ModelMetrics, self_similarity
+from kiwi_cli.bench.metrics.store import average_metrics, read_metrics
 from kiwi_cli.errors import CheckpointError
 
 from .conftest import Kiwi, edited_run
@@ -30,35 +31,33 @@ def moving(count: int, speed: int, seed: int = 0) -> np.ndarray:
 
 def test_psnr_and_ssim() -> None:
     still = moving(3, 0)
-    assert pixel_metrics.psnr(still, still) == 100 and pixel_metrics.ssim(still, still) == pytest.approx(1)
+    assert pixels.psnr(still, still) == 100 and pixels.ssim(still, still) == pytest.approx(1)
     darker = (still // 2).astype(np.uint8)
     off = np.clip(still.astype(int) + 10, 0, 255).astype(np.uint8)
-    assert pixel_metrics.psnr(np.zeros_like(still), np.full_like(still, 10)) == pytest.approx(20 * np.log10(25.5))
-    assert (
-        pixel_metrics.ssim(still, off) > pixel_metrics.ssim(still, darker) > pixel_metrics.ssim(still, moving(3, 0, 9))
-    )
-    assert abs(pixel_metrics.ssim(still, moving(3, 0, 9))) < 0.15
+    assert pixels.psnr(np.zeros_like(still), np.full_like(still, 10)) == pytest.approx(20 * np.log10(25.5))
+    assert pixels.ssim(still, off) > pixels.ssim(still, darker) > pixels.ssim(still, moving(3, 0, 9))
+    assert abs(pixels.ssim(still, moving(3, 0, 9))) < 0.15
 
 
 def test_flicker_hears_jumps_and_not_fades() -> None:
     fade = np.stack([np.full((16, 16, 3), 50 + 10 * t, np.uint8) for t in range(6)])
     jump = fade.copy()
     jump[::2] += 40
-    assert pixel_metrics.flicker(fade) == pytest.approx(0) and pixel_metrics.flicker(jump) == pytest.approx(80)
-    assert pixel_metrics.flicker(fade[:2]) is None
+    assert pixels.flicker(fade) == pytest.approx(0) and pixels.flicker(jump) == pytest.approx(80)
+    assert pixels.flicker(fade[:2]) is None
 
 
 def test_motion_is_found_and_followed() -> None:
     clip = moving(3, 2)
     light = [frame[..., 0].astype(float) for frame in clip]
-    shifts, left = pixel_metrics.block_motion(light[0], light[1])
+    shifts, left = pixels.block_motion(light[0], light[1])
     inside = shifts[:, 1:-1]
     assert (inside == (0, 2)).all() and left[:, 1:-1].max() == 0
     inverted = 255 - clip  # an edit that moves with its source
     frozen = np.repeat(inverted[:1], 3, axis=0)  # and one that does not
-    followed, stuck = pixel_metrics.warp_error(clip, inverted), pixel_metrics.warp_error(clip, frozen)
+    followed, stuck = pixels.warp_error(clip, inverted), pixels.warp_error(clip, frozen)
     assert followed is not None and stuck is not None and followed < 1 and stuck > 20
-    assert pixel_metrics.warp_error(clip[:1], clip[:1]) is None
+    assert pixels.warp_error(clip[:1], clip[:1]) is None
 
 
 def test_structure_is_layout_not_look() -> None:
@@ -154,7 +153,7 @@ def test_the_option(kiwi: Kiwi, measures: ModelMetrics, openve_run: runs.Run, mo
         asked.append(device)
         return measures
 
-    monkeypatch.setattr("kiwi_cli.bench.model_metrics.ModelMetrics", load)
+    monkeypatch.setattr("kiwi_cli.bench.metrics.models.ModelMetrics", load)
     command = ("bench", "openve", "--stage", "report", "--out", openve_run.folder, "--metrics", "--device", "cpu")
     code, out, err = kiwi(*command, "--limit", 2)
     assert code == 0, err

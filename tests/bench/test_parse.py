@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kiwi_cli.bench.parse import parse_scores
+from kiwi_cli.bench.judges.parse import parse_scores
 
 NAMES = ("Instruction Compliance", "Consistency & Detail Fidelity", "Visual Quality")
 ALL = "Instruction Compliance: 4\nConsistency & Detail Fidelity: 3\nVisual Quality: 5"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kiwi_cli.bench import house, rubrics
-from kiwi_cli.bench.items import BENCHMARKS
-from kiwi_cli.bench.parse import parse_scores
+from kiwi_cli.bench.judges import house, rubrics
+from kiwi_cli.bench.judges.parse import parse_scores
+from kiwi_cli.bench.suites.items import BENCHMARKS
 from kiwi_cli.errors import KiwiError, UsageError
 
 # In the published file's form, in words of our own.

@@ -18,36 +18,34 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kiwi_cli.bench import edit, runs
-from kiwi_cli.bench.items import Item
-from kiwi_cli.bench.journal import Journal, read_lines
+from kiwi_cli.batch.jobs import STATE, Job, JobStore
+from kiwi_cli.batch.journal import Journal, read_lines
+from kiwi_cli.batch.records import Tail
+from kiwi_cli.batch.worker import Told
+from kiwi_cli.bench import edit
+from kiwi_cli.bench import run as runs
 from kiwi_cli.bench.media import floor_size
+from kiwi_cli.bench.suites.items import Item
+from kiwi_cli.editors.base import Edited, Frames
+from kiwi_cli.engine.choice import ModelChoice, Sampling
 from kiwi_cli.errors import UsageError
 
+from .. import fakes
+from ..conftest import CHECKPOINT, make_model
 from . import miniature
 from .conftest import FAST, Kiwi, start_process
 from .judge_server import Service
 
 
-class Loader:
-    """The small checkpoint, loaded once for the session; counts how often a stage asks for it."""
-
-    def __init__(self, pipe: Any) -> None:
-        self.pipe, self.calls = pipe, 0
-
-    def __call__(self, *_: Any, **__: Any) -> Any:
-        self.calls += 1
-        return self.pipe
-
-
 @pytest.fixture
-def loader(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loader]:
+def loads(loaded: Any) -> Iterator[list[str]]:
+    """The small checkpoint, loaded once for the session; what the stages ask to load."""
     import torch
 
-    found, threads = Loader(loaded), torch.get_num_threads()
-    monkeypatch.setattr("kiwi_cli.bench.stages._load", found)
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield found
+    with fakes.loads(loaded) as asked:
+        yield asked
     torch.set_num_threads(threads)
 
 
@@ -82,13 +80,13 @@ def test_the_profile_is_published_and_says_what_was_changed() -> None:
 
 
 def test_openve_through_all_stages(
-    kiwi: Kiwi, service: Service, loader: Loader, tmp_path: Path, openve_data: Path
+    kiwi: Kiwi, service: Service, loads: list[str], tmp_path: Path, openve_data: Path
 ) -> None:
     out = tmp_path / "run"
     command = ("bench", "openve", "--data", openve_data, "--out", out, *FAST, "--judge-url", service.url)
     code, stdout, err = kiwi(*command)
     assert code == 0, err
-    assert loader.calls == 1 and service.total == 8
+    assert len(loads) == 1 and service.total == 8
     for words in (
         "settings published but steps 1",
         "8 items to edit, 0 of them done",
@@ -107,8 +105,8 @@ def test_openve_through_all_stages(
         assert json.loads(container.metadata["comment"])["profile"].startswith("published but")
     before = results(out)
     assert kiwi(*command)[0] == 0  # again: nothing is made and nothing is asked
-    assert results(out) == before and loader.calls == 1 and service.total == 8
-    assert not list(out.rglob(".*"))
+    assert results(out) == before and len(loads) == 1 and service.total == 8
+    assert [path.name for path in out.rglob(".*")] == [STATE]
 
 
 def test_a_dry_run_writes_nothing_and_needs_no_model_and_no_key(
@@ -121,8 +119,52 @@ def test_a_dry_run_writes_nothing_and_needs_no_model_and_no_key(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_model_may_be_changed_for_a_run_and_the_run_says_so(kiwi: Kiwi, tmp_path: Path, openve_data: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    style, module = tmp_path / "style.safetensors", "blocks.0.attn1.to_q"
+    save_file({f"{module}.lora_A.weight": torch.ones(2, 48), f"{module}.lora_B.weight": torch.ones(48, 2)}, style)
+    command = ("bench", "openve", "--stage", "edit", "--data", openve_data, "--limit", 1, *FAST)
+    plain, changed = tmp_path / "plain", tmp_path / "changed"
+    asked = ("--lora", f"{style}:0.5", "--quantize", "fp8-storage")
+    assert kiwi(*command, "--out", plain)[0] == 0
+    code, _, err = kiwi(*command, "--out", changed, *asked)
+    assert code == 0, err
+    name = json.loads((changed / "run.json").read_text())["settings"]["name"]
+    assert name.startswith("published but steps 1, frames 5, size 64x64, loras ") and "quantize fp8-storage" in name
+    assert "options" not in json.loads((plain / "run.json").read_text())["settings"]
+    (before,), (after,) = results(plain).values(), results(changed).values()
+    assert before != after
+    code, _, err = kiwi(*command, "--out", changed)
+    assert code == 2 and "holds another run" in err
+    style.write_bytes(style.read_bytes() + b" ")  # the same name, another file
+    code, _, err = kiwi(*command, "--out", changed, *asked)
+    assert code == 2 and "holds another run" in err
+
+
+def test_what_does_not_go_together_is_said_before_anything_is_read(kiwi: Kiwi, tmp_path: Path) -> None:
+    for more, words in (
+        (("--compile", "--cache", "sea"), "--compile does not go together with --cache sea"),
+        (("--solver", "heun"), "unknown --solver: 'heun'"),
+        (("--steps", 0), "--steps must be at least 1"),
+    ):
+        code, _, err = kiwi("bench", "openve", "--out", tmp_path / "run", *more)
+        assert code == 2 and words in err, err
+
+
+def test_variables_that_are_meant_for_edits_change_no_benchmark(
+    kiwi: Kiwi, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, openve_data: Path
+) -> None:
+    for name, value in {"KIWI_SOLVER": "unipc", "KIWI_STEPS": "3", "KIWI_QUANTIZE": "fp8", "KIWI_SIZE": "480p"}.items():
+        monkeypatch.setenv(name, value)
+    command = ("bench", "openve", "--stage", "edit", "--data", openve_data, "--out", tmp_path / "run", "--dry-run")
+    code, _, err = kiwi(*command)
+    assert code == 0 and "settings published: 81 frames" in err and "50 steps" in err
+
+
 def test_refvie_and_imgedit_through_all_stages(
-    kiwi: Kiwi, service: Service, loader: Loader, tmp_path: Path, refvie_data: Path, imgedit_data: Path
+    kiwi: Kiwi, service: Service, loads: list[str], tmp_path: Path, refvie_data: Path, imgedit_data: Path
 ) -> None:
     for name, folder, count in (("refvie", refvie_data, 3), ("imgedit", imgedit_data, 3)):
         out = tmp_path / name
@@ -157,14 +199,14 @@ def test_the_kiwi_protocol_scores_five_types_with_the_authors_words(
     assert line["asked"] == "gemini-2.5-pro" and line["rubric"].startswith("file-")
 
 
-def test_one_bad_item_never_ends_a_run(kiwi: Kiwi, loader: Loader, tmp_path: Path) -> None:
+def test_one_bad_item_never_ends_a_run(kiwi: Kiwi, loads: list[str], tmp_path: Path) -> None:
     folder = miniature.openve(tmp_path / "data")
     (folder / "videos/3_0.mp4").write_bytes(b"not a clip")
     out = tmp_path / "run"
     types = ("--category", "local_remove", "--category", "local_add")
     command = ("bench", "openve", "--stage", "edit", "--data", folder, "--out", out, *FAST, *types)
     code, stdout, err = kiwi(*command, "--json")
-    assert code == 1 and "1 items failed" in err
+    assert code == 1 and "1 item failed" in err
     data = json.loads(stdout)["edited"]
     assert data["done"] == 1 and len(data["failures"]) == 1
     ((name, reason),) = data["failures"].items()
@@ -176,32 +218,39 @@ def test_one_bad_item_never_ends_a_run(kiwi: Kiwi, loader: Loader, tmp_path: Pat
     assert kiwi(*command)[0] == 0 and len(results(out)) == 2 and not edit.last_failures(runs.open_run(out))
 
 
-def test_a_model_that_fails_on_one_item(loaded: Any, tmp_path: Path, openve_data: Path, openve_run: runs.Run) -> None:
+def test_a_model_that_fails_on_one_item(openve_run: runs.Run) -> None:
     shutil.rmtree(openve_run.folder / "edits")
     failures: list[str] = []
 
-    class Pipe:
-        def __call__(self, frames: np.ndarray, instruction: str, *args: Any, **options: Any) -> Any:
+    class Broken(fakes.FakeEditor):
+        def edit(self, frames: np.ndarray, instruction: str, *arguments: Any, **options: Any) -> Edited:
             if "local_add" in instruction:
                 raise MemoryError("too large")
+            return Edited(self.halves(frames, "local_change" in instruction))
+
+        def halves(self, frames: np.ndarray, broken: bool) -> Frames:
             yield frames[:2]
-            if "local_change" in instruction:
+            if broken:
                 raise RuntimeError("broke while decoding")
             yield frames[2:]
 
-    summary = edit.edit_items(
-        openve_run,
-        openve_run.items,
-        edit.Profile(size="64x64"),
-        Pipe,
-        failed=lambda item, reason: failures.append(reason),
-    )  # type: ignore[arg-type]
+    class Heard(Told):
+        def ended(self, job: Job, record: dict[str, Any]) -> None:
+            if record["state"] == "failed":
+                failures.append(record["reason"])
+
+    editor = Broken()
+    with fakes.commands_use(editor):
+        choice = ModelChoice(str(CHECKPOINT))
+        summary, troubles = edit.edit_items(openve_run, openve_run.items, choice, Sampling(), told=Heard())
+    assert troubles == []
+    assert editor.closed == 1
     assert summary.made == 6 and failures == ["RuntimeError: broke while decoding", "MemoryError: too large"]
-    assert len(results(openve_run.folder)) == 6 and not list(openve_run.folder.rglob(".*"))
+    assert len(results(openve_run.folder)) == 6 and [path.name for path in openve_run.folder.rglob(".*")] == [STATE]
 
 
 def test_a_folder_of_something_else_is_refused(
-    kiwi: Kiwi, loader: Loader, tmp_path: Path, openve_data: Path, refvie_data: Path
+    kiwi: Kiwi, loads: list[str], tmp_path: Path, openve_data: Path, refvie_data: Path
 ) -> None:
     out = tmp_path / "run"
     command = ("bench", "openve", "--stage", "edit", "--data", openve_data, "--limit", 1)
@@ -241,8 +290,9 @@ def test_bad_options(kiwi: Kiwi, openve_data: Path, tmp_path: Path) -> None:
         assert code in (1, 2) and words in err and not (tmp_path / "x").exists(), err
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_run_and_their_results_are_those_of_one(
-    kiwi: Kiwi, loader: Loader, tmp_path: Path, openve_data: Path
+    kiwi: Kiwi, loads: list[str], tmp_path: Path, openve_data: Path
 ) -> None:
     command = ("bench", "openve", "--stage", "edit", "--data", openve_data, "--limit", 2, *FAST[:-2])
     assert kiwi(*command, "--device", "cpu", "--out", tmp_path / "one")[0] == 0
@@ -250,12 +300,14 @@ def test_two_processes_share_a_run_and_their_results_are_those_of_one(
     assert code == 0, err
     assert "one process on each of cpu, cpu" in err and json.loads(stdout)["edited"]["made"] == 2
     assert results(tmp_path / "one") == results(tmp_path / "two")
-    assert len(list((tmp_path / "two").glob("edits.*-of-2.jsonl"))) == 2
+    workers = {line["worker"] for line in Tail(JobStore(tmp_path / "two").journal).new()}
+    assert len(workers) == 2
 
 
 @pytest.mark.parametrize(
     "moment", [pytest.param("loading", marks=pytest.mark.slow), "first", pytest.param("third", marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_killed_while_editing(tmp_path: Path, openve_data: Path, moment: str) -> None:
     out = tmp_path / "run"
     command = ("bench", "openve", "--stage", "edit", "--data", openve_data, "--out", out, "--limit", 4, *FAST)
@@ -269,7 +321,7 @@ def test_killed_while_editing(tmp_path: Path, openve_data: Path, moment: str) ->
     while not reached() and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=10)
+    process.communicate(timeout=120)
     whole = {key: data for key, data in results(out).items() if not key.startswith(".")}
     for path in (out / "edits").rglob("*.mp4"):
         if not path.name.startswith("."):
@@ -317,3 +369,33 @@ def test_help_is_light() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "openve" in done.stdout and "--judge-url" in done.stdout
+
+
+def test_an_interruption_says_that_items_are_kept(kiwi: Kiwi, tmp_path: Path, openve_data: Path) -> None:
+    out = tmp_path / "run"
+    done: list[int] = []
+
+    def interrupted(frames: np.ndarray) -> np.ndarray:
+        if (out / "edits").exists() and list((out / "edits").rglob("*.mp4")):
+            raise KeyboardInterrupt
+        done.append(len(frames))
+        return frames
+
+    with fakes.commands_use(fakes.FakeEditor(interrupted)):
+        code, stdout, err = kiwi("bench", "openve", "--stage", "edit", "--data", openve_data, "--out", out, *FAST)
+    assert (code, stdout) == (130, "") and done
+    assert f"items that are done are kept in '{out}'" in err and "nothing was written" not in err
+    assert len(results(out)) == 1
+
+
+def test_a_models_own_size_and_length_are_its_own_here_too(kiwi: Kiwi, tmp_path: Path, openve_data: Path) -> None:
+    model = make_model(tmp_path / "model", working={"pixels": 2048, "frames": 3, "steps": 1})
+    out, editor = tmp_path / "run", fakes.FakeEditor()
+    options = ("--data", openve_data, "--out", out, "--limit", 1, "--model", model, "--steps", 1, "--device", "cpu")
+    with fakes.commands_use(editor):
+        code, _, err = kiwi("bench", "openve", "--stage", "edit", *options)
+    assert code == 0, err
+    shapes = {call["frames"].shape for call in editor.seen}
+    assert {shape[0] for shape in shapes} == {3} and all(shape[1] * shape[2] <= 2048 for shape in shapes)
+    (path,) = (out / "edits").rglob("*.mp4")
+    assert frames_of(path).shape[1] * frames_of(path).shape[2] <= 2048

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kiwi_cli.bench import tiny_sheets
-from kiwi_cli.bench.tiny_edits import BatchEditor, Task
+from kiwi_cli.bench.tiny import sheets
+from kiwi_cli.bench.tiny.edits import BatchEditor, Task
+from kiwi_cli.bench.tiny.quality import make_case
 from kiwi_cli.errors import UsageError
-from kiwi_cli.synth.quality import make_case
 
 
+@pytest.mark.slow
 def test_batches_equal_the_pipeline(loaded: Any) -> None:
     cases = [make_case(number) for number in range(2)]
     sources = [case.scene.source for case in cases]
@@ -27,7 +28,7 @@ def test_batches_equal_the_pipeline(loaded: Any) -> None:
     results = editor(sources, tasks)
     for task, result in zip(tasks, results, strict=True):
         references = [] if task.reference is None else [task.reference]
-        alone = loaded(sources[task.source], task.instruction, references, steps=2, seed=task.seed)
+        alone = loaded.edit(sources[task.source], task.instruction, references, steps=2, seed=task.seed)
         # One level of 255: sums in another order, before rounding.
         assert np.abs(result.astype(int) - alone.astype(int)).max() <= 1
     assert editor.against_pipeline(sources, tasks) <= 1
@@ -53,10 +54,10 @@ def noise(seed: int) -> np.ndarray:
 
 def test_a_sheet_holds_every_picture_enlarged() -> None:
     columns = [
-        tiny_sheets.Column("turn it into a snowy day", {"source": noise(2 * n), "result": noise(2 * n + 1)})
+        sheets.Column("turn it into a snowy day", {"source": noise(2 * n), "result": noise(2 * n + 1)})
         for n in range(3)
     ]
-    page = np.asarray(tiny_sheets.sheet({"snow": columns, "night": columns[:1]}, "Scenes"))
+    page = np.asarray(sheets.sheet({"snow": columns, "night": columns[:1]}, "Scenes"))
     windows = np.lib.stride_tricks.sliding_window_view(page[..., 0], (64, 64))
     for column in columns:
         for picture in column.pictures.values():
@@ -67,8 +68,8 @@ def test_a_sheet_holds_every_picture_enlarged() -> None:
 
 def test_a_sheet_is_saved_small(tmp_path: Path) -> None:
     flat = Image.new("RGB", (200, 200), "green")
-    assert tiny_sheets.save(flat, tmp_path / "a").suffix == ".png"
+    assert sheets.save(flat, tmp_path / "a").suffix == ".png"
     busy = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8))
-    written = tiny_sheets.save(busy, tmp_path / "a", most=80_000)
+    written = sheets.save(busy, tmp_path / "a", most=80_000)
     assert written.suffix == ".jpg" and written.stat().st_size <= 80_000
     assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]

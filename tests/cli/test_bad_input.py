@@ -18,10 +18,11 @@ from PIL import Image
 
 from kiwi_cli.errors import MediaError
 
-from ..conftest import ROOT
+from .. import fakes
+from ..conftest import CHECKPOINT, ROOT
 from ..video.media import Sound, add_sound, make_clip, make_sequence, picture
 from ..video.test_fuzz import mutated
-from .terminal import CHECKPOINT, CLIP, FAST, REFERENCE, Identity, frames_of, inside, through
+from .terminal import CLIP, FAST, REFERENCE, frames_of, inside
 
 EDIT = ("edit", CLIP, "x", *FAST)
 
@@ -94,10 +95,10 @@ BAD: dict[str, tuple[tuple[Any, ...], int, str]] = {
     "reference broken": (("ref-edit", CLIP, "--ref", "text.mp4", *FAST), 1, "'text.mp4'"),
     "unknown replace": (("ref-edit", CLIP, "--ref", REFERENCE, "--replace", "sky", *FAST), 2, "'sky'"),
     # the model
-    "unknown model": (("edit", CLIP, "x", "--model", "instruct-refrence"), 1, "'instruct-refrence'"),
+    "unknown model": (("edit", CLIP, "x", "--model", "instruct-refrence"), 2, "'instruct-refrence'"),
     "no model there": (("edit", CLIP, "x", "--model", "void"), 1, "model_index.json"),
     "a revision of a folder": ((*EDIT, "--revision", "main"), 2, "--revision"),
-    "LoRA missing": ((*EDIT, "--lora", "style.safetensors"), 1, "LoRA not found: 'style.safetensors'"),
+    "LoRA missing": ((*EDIT, "--lora", "style.safetensors"), 2, "LoRA not found: 'style.safetensors'"),
     "LoRA broken": ((*EDIT, "--lora", "text.mp4"), 1, "text.mp4"),
     "no steps": ((*EDIT, "--steps", 0), 2, "--steps must be at least 1, not 0"),
     "negative seed": ((*EDIT, "--seed", -4), 2, "-4"),
@@ -105,6 +106,7 @@ BAD: dict[str, tuple[tuple[Any, ...], int, str]] = {
     "unknown format": ((*EDIT, "-o", "out.xyz"), 2, "'out.xyz'"),
     "no such folder": ((*EDIT, "-o", "nowhere/out.mp4"), 2, "nowhere"),
     "output exists": ((*EDIT, "-o", "there.mp4"), 2, "output exists: 'there.mp4'"),
+    "output without a name": ((*EDIT, "-o", "", "--sidecar", "--compare"), 2, "output is not a file name: '.'"),
     "output is the input": (("edit", "good.mp4", "x", *FAST, "-o", "good.mp4", "--overwrite"), 2, "replace the input"),
     "codec and container": ((*EDIT, "-o", "out.webm", "--codec", "h264"), 2, "h264"),
     "unknown codec": ((*EDIT, "-o", "out.mp4", "--codec", "divx"), 2, "divx"),
@@ -135,9 +137,9 @@ def test_a_cut_off_clip_is_read_as_far_as_it_goes_when_asked(tmp_path: Path) -> 
     cut = tmp_path / "cut.mkv"
     cut.write_bytes(source.read_bytes()[: source.stat().st_size * 2 // 3])
     with pytest.raises(MediaError, match="cut off") as caught:
-        through(cut, tmp_path / "out.mkv")
+        fakes.edit(cut, tmp_path / "out.mkv")
     assert "--allow-truncated" in caught.value.hint
-    result = through(cut, tmp_path / "out.mkv", allow_truncated=True)
+    result = fakes.edit(cut, tmp_path / "out.mkv", allow_truncated=True)
     assert 0 < result.frames < 20 and any("cut off" in notice for notice in result.notices)
     assert len(frames_of(result.output)) == result.frames
 
@@ -177,15 +179,9 @@ def test_a_full_disk_is_said_and_leaves_nothing(kind: str, folder: Path) -> None
     assert not (folder / kind).exists()
 
 
-def test_damaged_files_at_the_command_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.slow
+def test_damaged_files_at_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As source, mask and reference: an error of ours or a result, never a traceback, nothing half-written."""
-    from kiwi_cli import job
-
-    real = job.run
-    monkeypatch.setattr(job, "run", lambda work, *arguments, **options: real(work, pipe=Identity()))
-    monkeypatch.setattr(job, "prepare", lambda work, console=None: work)
     rng = random.Random(7)
     video = make_clip(tmp_path / "a.mp4", frames=3, size=(48, 32)).read_bytes()
     Image.fromarray(picture(1, 48, 32)).save(tmp_path / "a.png")
@@ -205,7 +201,8 @@ def test_damaged_files_at_the_command_line(
             arguments += ("--mask", path)
         if kind == "reference":
             arguments = ("ref-edit", good, "--ref", path)
-        code, out, err = inside(capsys, *arguments, "--model", CHECKPOINT, "-o", output)
+        with fakes.commands_use(fakes.FakeEditor()):
+            code, out, err = inside(capsys, *arguments, "--model", CHECKPOINT, "-o", output)
         outcomes[code] += 1
         assert "Traceback" not in err and "unexpected" not in err, (number, err)
         assert (out != "") == (code == 0) == output.exists(), (number, err)

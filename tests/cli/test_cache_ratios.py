@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,35 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kiwi_cli import ratios, record
+from kiwi_cli.base.identity import hash_file
+from kiwi_cli.editing import cache_ratios
+from kiwi_cli.editing.request import EditRequest
 from kiwi_cli.errors import CheckpointError, KiwiError, UsageError
-from kiwi_cli.request import EditRequest
 
-from ..conftest import CHECKPOINT, ROOT
+from .. import fakes
+from ..conftest import CHECKPOINT, ROOT, make_model
 from ..video.media import make_clip
-from .terminal import Identity, inside
+from .terminal import inside
 
-EDIT = ("edit", ROOT / "examples/reference.png", "in red", "--model", CHECKPOINT, "--size", "64x64", "--steps", "12")
+EDIT = (
+    "edit",
+    ROOT / "examples/reference.png",
+    "in red",
+    "--model",
+    CHECKPOINT,
+    "--size",
+    "64x64",
+    "--steps",
+    "12",
+    "--detail",
+    "model",
+)
 MAG = ("--cache", "mag", "--cache-threshold", "0.5", "--cache-ratios")
 
 
 @pytest.fixture(scope="module")
 def identity() -> dict[str, Any]:
-    return ratios.identity(CHECKPOINT, EditRequest(Path("x"), "x"))
+    return cache_ratios.identity(CHECKPOINT, EditRequest(Path("x"), "x"))
 
 
 @pytest.fixture
@@ -57,7 +70,7 @@ def test_a_calibration_is_an_exact_edit_and_writes_what_mag_needs(
     data = json.loads(stdout)
     assert data["approximations"] == [] and data["ratios"] == str(file) and data["settings"]["cache"] == "off"
     assert np.array_equal(pixels(out), pixels(exact))
-    found = ratios.read(file)
+    found = cache_ratios.read(file)
     assert (found.steps, found.solver, found.shift, found.identity) == (12, "euler", 5.0, identity)
     assert found.values[0] == 1.0 and all(0.9 < value < 1.1 for value in found.values)
     assert json.loads(file.read_text())["steps"] == 12
@@ -66,7 +79,8 @@ def test_a_calibration_is_an_exact_edit_and_writes_what_mag_needs(
     assert code == 0 and "NOT exact" in err, err
     line = json.loads(stdout)["approximations"][0]
     assert line.startswith("step cache mag at threshold 0.5: NOT exact, skipped ") and "of 12 steps" in line
-    assert not np.array_equal(pixels(tmp_path / "fast.png"), pixels(exact))
+    change = np.abs(pixels(tmp_path / "fast.png").astype(int) - pixels(exact))
+    assert 0.3 < change.mean() < 3 and change.max() <= 30  # levels: 1.0 and 9 measured
 
 
 def test_an_output_of_mag_is_made_again_with_the_same_ratios(
@@ -76,7 +90,7 @@ def test_an_output_of_mag_is_made_again_with_the_same_ratios(
     code, stdout, err = inside(capsys, *EDIT, "-o", out, *MAG, measured, "--json", "-q")
     assert code == 0, err
     settings = json.loads(stdout)["settings"]
-    assert settings["cache_ratios"] == {"path": "ratios.json", "sha256": record.hash_path(measured)}
+    assert settings["cache_ratios"] == {"path": "ratios.json", "sha256": hash_file(measured)}
     code, _, err = inside(capsys, "rerun", out, "-o", tmp_path / "again.png", "-q")
     assert code == 0, err
     assert np.array_equal(pixels(out), pixels(tmp_path / "again.png"))
@@ -123,18 +137,20 @@ def test_loras_and_gguf_files_belong_to_the_model(measured: Path, tmp_path: Path
         path.write_text(path.name)
 
     def asks(**options: Any) -> EditRequest:
-        return EditRequest(Path("x"), "x", cache="mag", cache_ratios=measured, **options)
+        return EditRequest.of(Path("x"), "x", cache="mag", cache_ratios=measured, **options)
 
     for options, words in (({"loras": (str(style),)}, "other LoRAs"), ({"gguf": packed}, "another GGUF file")):
         with pytest.raises(CheckpointError, match=words):
-            ratios.for_request(asks(**options), CHECKPOINT, 12)
+            cache_ratios.for_request(asks(**options), CHECKPOINT, 12)
     with_style = asks(loras=(f"{style}:0.5",))
-    ratios.write(measured, [1.0] * 12, with_style, CHECKPOINT, _settings())
-    assert ratios.for_request(with_style, CHECKPOINT, 12)[1] == []
+    cache_ratios.write(measured, [1.0] * 12, with_style, CHECKPOINT, _settings())
+    assert cache_ratios.for_request(with_style, CHECKPOINT, 12)[1] == []
     for loras in ((), (f"{style}:0.6",), (f"{other}:0.5",), (f"{style}:0.5", str(other))):
         with pytest.raises(CheckpointError, match="other LoRAs"):
-            ratios.for_request(asks(loras=loras), CHECKPOINT, 12)
-    assert ratios.for_request(asks(loras=("owner/away:0.5",)), CHECKPOINT, 12)[1] == []  # compared once it is here
+            cache_ratios.for_request(asks(loras=loras), CHECKPOINT, 12)
+    assert (
+        cache_ratios.for_request(asks(loras=("owner/away:0.5",)), CHECKPOINT, 12)[1] == []
+    )  # compared once it is here
 
 
 def _settings() -> dict[str, Any]:
@@ -212,40 +228,29 @@ def test_options_that_cannot_be_meant(
 def test_only_ratios_are_replaced(measured: Path, tmp_path: Path) -> None:
     sidecar = tmp_path / "out.png.json"
     with pytest.raises(UsageError, match="output exists"):
-        ratios.check_new(measured, overwrite=False, taken=sidecar)
-    ratios.check_new(measured, overwrite=True, taken=sidecar)
+        cache_ratios.check_new(measured, overwrite=False, taken=sidecar)
+    cache_ratios.check_new(measured, overwrite=True, taken=sidecar)
     (tmp_path / "notes.json").write_text("{}")
     with pytest.raises(UsageError, match="not replaced"):
-        ratios.check_new(tmp_path / "notes.json", overwrite=True, taken=sidecar)
+        cache_ratios.check_new(tmp_path / "notes.json", overwrite=True, taken=sidecar)
     with pytest.raises(UsageError, match="settings belong"):
-        ratios.check_new(sidecar, overwrite=True, taken=sidecar)
+        cache_ratios.check_new(sidecar, overwrite=True, taken=sidecar)
 
 
 def test_ratios_that_make_no_sense_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(KiwiError, match="step 2 has ratio nan"):
-        ratios.write(tmp_path / "x.json", [1.0, float("nan")], EditRequest(Path("x"), "x"), CHECKPOINT, _settings())
+        cache_ratios.write(
+            tmp_path / "x.json", [1.0, float("nan")], EditRequest(Path("x"), "x"), CHECKPOINT, _settings()
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_windows_are_measured_together(tmp_path: Path) -> None:
     """A model that works on a few frames at a time measures once for each window; the file holds the mean."""
-    from types import SimpleNamespace
-
-    from kiwi_cli import job
-    from kiwi_cli.windows import Windows
-
-    class Measuring(Identity):
-        config = SimpleNamespace(shift=3.0)
-
-        def __call__(self, *args: Any, **options: Any) -> Any:
-            assert options["cache"].calibrate
-            self.cache_run = SimpleNamespace(ratios=[1.0, 1.0 + len(self.seen) / 10])
-            return super().__call__(*args, **options)
-
     clip, file = make_clip(tmp_path / "clip.mp4", frames=10), tmp_path / "ratios.json"
-    request = EditRequest(
-        clip, "x", output=tmp_path / "out.mp4", model=str(CHECKPOINT), calibrate_cache=file, size="64x64"
-    )
-    job.run(replace(job.plan(request), windows=Windows(5, 2), steps=2), pipe=Measuring())
-    found = ratios.read(file)
+    model = make_model(tmp_path / "model", working={"frames": 5, "steps": 2})
+    editor = fakes.CalibratingEditor([[1.0, 1.0], [1.0, 1.1]], shift=3.0)
+    fakes.edit(clip, tmp_path / "out.mp4", editor, model=str(model), calibrate_cache=file, size="64x64")
+    assert [len(call["frames"]) for call in editor.seen] == [5, 5]
+    found = cache_ratios.read(file)
     assert found.values == pytest.approx((1.0, 1.05)) and found.shift == 3.0

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from kiwi_cli.batch.crew import Crew
+from kiwi_cli.batch.jobs import JobStore
 from kiwi_cli.cli.data_cache import parse_area
+from kiwi_cli.data.cache_jobs import Filling, fill
+from kiwi_cli.data.encode import Encoder
+from kiwi_cli.data.shards import ShardReader
 from kiwi_cli.errors import UsageError
 
+from ..batch.work import lines
 from ..conftest import CHECKPOINT, random_frames
 from .terminal import inside
 
@@ -51,6 +61,51 @@ def test_from_a_table_to_a_cache_and_again(folder: Path, capsys: pytest.CaptureF
     assert index["settings"]["reference_views"] == 2
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def tensors_of(cache: Path) -> dict[str, Any]:
+    reader = ShardReader(cache)
+    return {key: reader.tensor(reader.place(key)).tolist() for key in reader.where}
+
+
+@pytest.mark.parametrize("how", ["here", pytest.param("--workers", marks=pytest.mark.slow)])
+def test_several_workers_fill_a_cache_as_one_does(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    rows = [
+        f"{a}.png,{b}.png,go {number},{ref}"
+        for number in range(9)
+        for a, b, ref in (("a", "b", ""), ("b", "r", "r.png"))
+    ]
+    (folder / "rows.csv").write_text("\n".join([HEADER, *rows, "a.png,square.png,go,"]) + "\n")
+    with one_thread():  # as the workers below: more of them sum in another order, to other last bits
+        assert cache(capsys, "--max-bad", "0.1")[0] == 0
+    one = tensors_of(folder / "out")
+    index = (folder / "out/index.json").read_bytes()
+    shutil.rmtree(folder / "out")
+    if how == "here":  # in two pieces in this process; then the pass that writes the index
+        encoder = Encoder.from_folder(CHECKPOINT, torch.device("cpu"), torch.float32)
+        sizes = (1280 * 720, 81, encoder.size_multiple, encoder.frames_per_latent)
+        filling = Filling(folder / "out", folder / "rows.csv", None, CHECKPOINT, *sizes, 4, "float32", "auto", "cpu")
+        with one_thread():
+            assert fill(filling, Crew()) == (19, []) == fill(filling, Crew())
+        assert len(lines(JobStore(folder / "out"))) == 2  # once each
+        code, _, err = cache(capsys, "--max-bad", "0.1")
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        code, _, err = cache(capsys, "--max-bad", "0.1", "--workers", "2")
+    assert code == 0 and " 0 tensors encoded" in err and "row 19: the source 'a.png' is 96x64" in err, err
+    assert tensors_of(folder / "out") == one and (folder / "out/index.json").read_bytes() == index
+
+
 def test_bad_rows_are_named_and_passed_over(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "rows.csv").write_text(f"{HEADER}\na.png,b.png,go,\na.png,square.png,go,\n")
     code, out, err = cache(capsys)
@@ -62,7 +117,7 @@ def test_bad_rows_are_named_and_passed_over(folder: Path, capsys: pytest.Capture
 def test_too_many_bad_rows_are_found_before_the_model_is_loaded(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kiwi_cli.train.encode import Encoder
+    from kiwi_cli.data.encode import Encoder
 
     monkeypatch.setattr(Encoder, "from_folder", lambda *_: pytest.fail("loaded"))
     (folder / "rows.csv").write_text(f"{HEADER}\na.png,b.png,go,\na.png,gone.png,go,\na.png,b.png,,\n")
@@ -114,14 +169,14 @@ def test_no_table(folder: Path, capsys: pytest.CaptureFixture[str], table: str, 
 
 def test_a_model_that_is_none(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = inside(capsys, "data", "cache", "rows.csv", "--model", "empty-folder", "--out", "out")
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     assert "empty-folder" in err
 
 
 def test_interrupted_it_says_what_is_kept(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kiwi_cli.train import clips
+    from kiwi_cli.data import clips
 
     real, asked = clips.load_pair, []
 

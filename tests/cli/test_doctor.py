@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from kiwi_cli import doctor, machine
-from kiwi_cli.variants import VARIANTS
+from kiwi_cli.base import hardware
+from kiwi_cli.editing import doctor
+from kiwi_cli.weights.catalog import VARIANTS
 
 from .terminal import inside
 
@@ -62,7 +63,7 @@ def test_a_gpu_that_torch_cannot_use_is_named(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(machine, "gpus", lambda: [machine.Gpu("NVIDIA RTX 4090", 24 * 2**30, 23 * 2**30, "535.1")])
+    monkeypatch.setattr(hardware, "gpus", lambda: [hardware.Gpu("NVIDIA RTX 4090", 24 * 2**30, 23 * 2**30, "535.1")])
     check = doctor.check_device()
     assert check.state == "failed" and "NVIDIA RTX 4090" in check.text and "built for CUDA" in check.hint
 
@@ -74,7 +75,7 @@ def test_a_gpu_that_torch_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (20 * 10**9, 24 * 10**9))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA RTX 4090")
-    monkeypatch.setattr(machine, "gpus", lambda: [])
+    monkeypatch.setattr(hardware, "gpus", lambda: [])
     for capability, state in (((8, 9), "ok"), ((7, 5), "warning")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index, value=capability: value)
         check = doctor.check_device()
@@ -106,15 +107,15 @@ def test_the_driver_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(*arguments: Any, **options: Any) -> Any:
         return SimpleNamespace(stdout="NVIDIA H200, 143771, 143000, 570.1\nOdd card, [N/A], [N/A], 570.1\n")
 
-    monkeypatch.setattr(machine.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
-    monkeypatch.setattr(machine.subprocess, "run", answer)
-    first, second = machine.gpus()
+    monkeypatch.setattr(hardware.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(hardware.subprocess, "run", answer)
+    first, second = hardware.gpus()
     assert (first.name, first.total, first.driver) == ("NVIDIA H200", 143771 * 2**20, "570.1")
     assert second.total == 0
-    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
-    assert machine.gpus() == []
+    monkeypatch.setattr(hardware.shutil, "which", lambda name: None)
+    assert hardware.gpus() == []
 
 
 def test_memory_of_this_machine() -> None:
-    has = machine.memory()
+    has = hardware.memory()
     assert has is not None and has[0] >= has[1] > 0

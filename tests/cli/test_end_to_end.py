@@ -10,8 +10,9 @@ import pytest
 
 from kiwi_cli.video import probe
 
+from ..conftest import CHECKPOINT
 from ..video.media import Sound, make_clip, packets
-from .terminal import CHECKPOINT, inside, kiwi
+from .terminal import inside, kiwi
 
 SMALL = ("--model", CHECKPOINT, "--size", "64x64", "--steps", "1")
 UNEVEN = [Fraction(n, 1000) for n in (0, 40, 73, 173, 190, 260)]
@@ -45,6 +46,7 @@ def test_a_clip_comes_back(name: str, tmp_path: Path, capsys: pytest.CaptureFixt
         assert len(packets(output, "audio")) == len(packets(source, "audio"))
 
 
+@pytest.mark.slow
 def test_a_masked_part_of_a_longer_clip_in_a_process_of_its_own(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "in.mp4", frames=200, sound=Sound(seconds=8.0))
     output = tmp_path / "out.mp4"

@@ -16,8 +16,9 @@ import pytest
 
 from kiwi_cli.video import probe
 
+from .. import fakes
 from ..video.media import Sound, make_clip, make_sequence, number_of, packets, psnr
-from .terminal import frames_of, through
+from .terminal import frames_of
 
 NTSC_FILM, NTSC = Fraction(24000, 1001), Fraction(30000, 1001)
 UNEVEN = [Fraction(n, 1000) for n in (0, 40, 73, 173, 190, 260, 400, 433)]
@@ -62,7 +63,7 @@ def test_a_clip_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
     suffix, make, options, decibels = CASES[name]
     source = make_clip(tmp_path / f"in{suffix}", **make)
     output = tmp_path / f"out{SIDE.get(suffix, suffix)}"
-    result = through(source, output, **{"size": "source", **options})
+    result = fakes.edit(source, output, **{"size": "source", **options})
     before, after = probe(source), probe(output)
 
     assert result.frames == before.frame_count == after.frame_count == make["frames"]
@@ -98,24 +99,22 @@ def test_nothing_at_all_is_lost_without_a_codec_between(kind: str, tmp_path: Pat
     if kind in ("folder", "lossless mkv"):
         make_sequence(source, frames=6, size=(96, 64))
         output = output if kind == "folder" else tmp_path / "out.mkv"
-        through(source, output, quality="lossless" if kind == "lossless mkv" else None)
+        fakes.edit(source, output, quality="lossless" if kind == "lossless mkv" else None)
     elif kind == "png":
         source, output = next(iter(sorted(make_sequence(source, 1, (96, 64)).iterdir()))), tmp_path / "out.png"
-        through(source, output)
+        fakes.edit(source, output)
     else:
         source = make_clip(tmp_path / "in.mp4", frames=6)
-        through(source, output)
+        fakes.edit(source, output)
     before, after = np.stack(_upright(source)), np.stack(_upright(output))
     assert np.array_equal(before, after)
 
 
 def test_only_the_part_that_was_asked_for_is_edited_and_the_rest_kept(tmp_path: Path) -> None:
-    from .terminal import Identity
-
     source = make_clip(tmp_path / "in.mp4", frames=50, sound=Sound(seconds=2.0))
     output = tmp_path / "out.mkv"
-    negative = Identity(lambda frames: 255 - frames)
-    result = through(source, output, negative, start=0.4, duration=0.8, keep_rest=True, quality="lossless")
+    negative = fakes.FakeEditor(lambda frames: 255 - frames)
+    result = fakes.edit(source, output, negative, start=0.4, duration=0.8, keep_rest=True, quality="lossless")
     assert result.frames == 50
     before, after = _upright(source), frames_of(output)
     for number in range(50):
@@ -127,7 +126,7 @@ def test_only_the_part_that_was_asked_for_is_edited_and_the_rest_kept(tmp_path: 
 
 def test_a_part_alone_takes_its_own_sound_along(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "in.mp4", frames=50, sound=Sound(seconds=2.0))
-    result = through(source, tmp_path / "out.mp4", start=1.0, frames=10)
+    result = fakes.edit(source, tmp_path / "out.mp4", start=1.0, frames=10)
     after = probe(result.output)
     assert after.frame_count == 10 and abs(after.duration - Fraction(10, 25)) < Fraction(1, 100)
     assert after.audio[0].duration is not None and abs(after.audio[0].duration - Fraction(10, 25)) < Fraction(1, 10)
@@ -136,8 +135,6 @@ def test_a_part_alone_takes_its_own_sound_along(tmp_path: Path) -> None:
 @pytest.mark.parametrize("spec", ["24,16,40,32", "picture", "video"])
 def test_outside_a_mask_the_encoder_gets_the_sources_own_pixels(spec: str, tmp_path: Path) -> None:
     from PIL import Image
-
-    from .terminal import Identity
 
     source = make_sequence(tmp_path / "in", frames=5, size=(90, 70))  # resampled to 96x64 and back
     white = np.zeros((70, 90), np.uint8)
@@ -150,8 +147,8 @@ def test_outside_a_mask_the_encoder_gets_the_sources_own_pixels(spec: str, tmp_p
         for number in range(5):
             Image.fromarray(white).save(tmp_path / "mask" / f"{number}.png")
         spec = str(tmp_path / "mask")
-    negative = Identity(lambda frames: 255 - frames)
-    through(source, tmp_path / "out", negative, mask=spec, size="96x64", feather=6)
+    negative = fakes.FakeEditor(lambda frames: 255 - frames)
+    fakes.edit(source, tmp_path / "out", negative, mask=spec, size="96x64", feather=6)
     before, after = np.stack(_upright(source)), np.stack(_upright(tmp_path / "out"))
     assert np.array_equal(after[:, white == 0], before[:, white == 0])
     middle = (slice(None), slice(26, 38), slice(36, 52))
@@ -159,10 +156,8 @@ def test_outside_a_mask_the_encoder_gets_the_sources_own_pixels(spec: str, tmp_p
 
 
 def test_fewer_frames_for_the_model_and_the_clips_own_timing_again(tmp_path: Path) -> None:
-    from .terminal import Identity
-
     source = make_clip(tmp_path / "in.mp4", frames=24, fps=Fraction(24))
-    model = Identity()
-    result = through(source, tmp_path / "out.mp4", model, fps=12)
+    model = fakes.FakeEditor()
+    result = fakes.edit(source, tmp_path / "out.mp4", model, fps=12)
     assert len(model.seen[0]["frames"]) == 12 and result.frames == 24
     assert probe(result.output).fps == 24

@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kiwi_cli import record
+from kiwi_cli.base import identity
+from kiwi_cli.base.identity import hash_file
+from kiwi_cli.editing import paths, record
 
+from .. import fakes
+from ..conftest import CHECKPOINT
 from ..video.media import make_clip, make_sequence, picture
-from .terminal import CHECKPOINT, FAST, REFERENCE, frames_of, inside, through
+from .terminal import FAST, REFERENCE, frames_of, inside
 
 
 @pytest.fixture
@@ -23,7 +27,7 @@ def clip(tmp_path: Path) -> Path:
 
 def test_the_sidecar_and_the_file_say_the_same(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = clip.with_name("out.mp4")
-    result = through(clip, out, sidecar=True, seed=7, steps=3, mask="0,0,48,64", feather=4, references=(REFERENCE,))
+    result = fakes.edit(clip, out, sidecar=True, seed=7, steps=3, mask="0,0,48,64", feather=4, references=(REFERENCE,))
     sidecar = clip.with_name("out.mp4.json")
     assert json.loads(sidecar.read_text()) == result.settings
     code, stdout, _ = inside(capsys, "show", out, "--json")
@@ -33,8 +37,8 @@ def test_the_sidecar_and_the_file_say_the_same(clip: Path, capsys: pytest.Captur
     data = json.loads(stdout)
     assert (code, err) == (0, "") and data["source"] == str(out) and data["settings"] == result.settings
     settings = data["settings"]
-    assert settings["input"] == {"path": "clip.mp4", "sha256": record.hash_path(clip)}
-    assert settings["references"][0]["sha256"] == record.hash_path(REFERENCE)
+    assert settings["input"] == {"path": "clip.mp4", "sha256": hash_file(clip)}
+    assert settings["references"][0]["sha256"] == hash_file(REFERENCE)
     assert (settings["seed"], settings["steps"], settings["mask"]["path"]) == (7, 3, "0,0,48,64")
     code, stdout, _ = inside(capsys, "show", out)
     assert code == 0 and "'clip.mp4', sha256" in stdout and "seed 7" in " ".join(stdout.split())
@@ -42,7 +46,7 @@ def test_the_sidecar_and_the_file_say_the_same(clip: Path, capsys: pytest.Captur
 
 @pytest.mark.parametrize("name", ["out.mov", "out.mkv", "out.webm", "out.gif", "folder"])
 def test_every_container_carries_it(name: str, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = through(clip, clip.with_name(name), frames=2)
+    result = fakes.edit(clip, clip.with_name(name), frames=2)
     code, stdout, err = inside(capsys, "show", clip.with_name(name), "--json")
     assert code == 0, err
     assert json.loads(stdout)["settings"] == result.settings
@@ -50,7 +54,7 @@ def test_every_container_carries_it(name: str, clip: Path, capsys: pytest.Captur
 
 @pytest.mark.parametrize("name", ["out.png", "out.jpg", "out.webp"])
 def test_every_picture_carries_it(name: str, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = through(clip, clip.with_name(name), frames=1)
+    result = fakes.edit(clip, clip.with_name(name), frames=1)
     code, stdout, err = inside(capsys, "show", clip.with_name(name), "--json")
     assert code == 0, err
     assert json.loads(stdout)["settings"] == result.settings
@@ -82,12 +86,11 @@ def test_a_request_comes_back_from_its_settings(tmp_path: Path, clip: Path) -> N
         "attention": "sdpa",
         "compile": True,
     }
-    result = through(clip, tmp_path / "out.mp4", **options)
+    result = fakes.edit(clip, tmp_path / "out.mp4", **options)
     request = record.request_from(json.loads(json.dumps(result.settings)), tmp_path)
     assert [path.resolve() for path in request.references] == [REFERENCE]
-    for name, value in options.items():
-        assert name == "references" or getattr(request, name) == value, name
-    assert request.input == clip and Path(request.model).resolve() == CHECKPOINT.resolve()
+    assert request == request.changed(**{**options, "references": request.references})
+    assert request.input == clip and Path(request.choice.model).resolve() == CHECKPOINT.resolve()
     record.check_unchanged(result.settings, request, tmp_path)
 
 
@@ -110,7 +113,7 @@ def test_a_project_can_be_moved_as_a_whole(tmp_path: Path, capsys: pytest.Captur
     first.mkdir()
     source = make_clip(first / "clip.mp4", frames=3)
     shutil.copy(REFERENCE, first / "ref.png")
-    through(source, first / "out.mp4", references=(first / "ref.png",), frames=2)
+    fakes.edit(source, first / "out.mp4", references=(first / "ref.png",), frames=2)
     first.rename(tmp_path / "second")
     moved = tmp_path / "second" / "out.mp4"
     # the checkpoint did not move along
@@ -124,7 +127,7 @@ def test_rerun_says_what_is_missing_or_changed(clip: Path, capsys: pytest.Captur
     shutil.copy(REFERENCE, folder / "ref.png")
     shutil.copytree(CHECKPOINT, folder / "model")
     Image.fromarray(np.full((64, 96), 255, np.uint8)).save(folder / "mask.png")
-    through(clip, out, references=(folder / "ref.png",), mask=str(folder / "mask.png"), frames=2)
+    fakes.edit(clip, out, references=(folder / "ref.png",), mask=str(folder / "mask.png"), frames=2)
     settings, _ = record.read_settings(out)
 
     for name, words, option in (
@@ -144,13 +147,15 @@ def test_rerun_says_what_is_missing_or_changed(clip: Path, capsys: pytest.Captur
         (folder / name).write_bytes(kept)
 
     settings["model"] = "model"
-    settings["checkpoint"] = record.fingerprint(folder / "model")
-    record.write_sidecar(record.sidecar_of(out), settings)
+    settings["checkpoint"] = identity.fingerprint(folder / "model")
+    record.write_sidecar(paths.sidecar_of(out), settings)
     assert inside(capsys, "rerun", out, "--dry-run")[0] == 0
     weights = folder / "model/source_embedder/diffusion_pytorch_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
-    code, _, err = inside(capsys, "rerun", out, "--dry-run")
-    assert code == 1 and "the model has changed" in err
+    whole = weights.read_bytes()
+    for at in (len(whole) - 1, len(whole) // 2):
+        weights.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        code, _, err = inside(capsys, "rerun", out, "--dry-run")
+        assert code == 1 and "the model has changed" in err
 
 
 def test_what_kiwi_did_not_make_is_refused(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,8 +179,18 @@ def test_what_kiwi_did_not_make_is_refused(clip: Path, capsys: pytest.CaptureFix
 
 def test_rerun_never_replaces_the_output_by_itself(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = clip.with_name("out.mp4")
-    through(clip, out, frames=1)
+    fakes.edit(clip, out, frames=1)
     before = out.read_bytes()
     code, _, err = inside(capsys, "rerun", out, "-o", out)
     assert code == 2 and "output exists" in err and out.read_bytes() == before
     assert len(frames_of(out)) == 1
+
+
+@pytest.mark.parametrize("command", ["show", "rerun"])
+def test_a_folder_without_a_name_is_no_output(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (".", "/", ".."):
+        code, out, err = inside(capsys, command, path)
+        assert (code, out) == (1, "") and f"nothing in '{path}' says how it was made" in err

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from kiwi_cli.train.cache import Item, write_cache
-from kiwi_cli.train.encode import Encoder
+from kiwi_cli.data.encode import Encoder
+from kiwi_cli.data.latents import Item, write_cache
 
 from ..conftest import CHECKPOINT, ROOT, random_frames
 from .terminal import inside
@@ -143,6 +145,66 @@ def test_caches_and_models_that_do_not_fit(
     assert code == 1 and "another model's vision tower" in err
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_a_terminal_that_closes_saves_the_state(
+    stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = tmp_path / "run/metrics.jsonl"
+
+    def hang_up() -> None:
+        while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    thread = threading.Thread(target=hang_up, daemon=True)
+    thread.start()
+    code, out, err = inside(
+        capsys, "train", stage, "--set", "steps=4000", "--set", "validate.every=0", "--device", "cpu"
+    )
+    thread.join()
+    assert (code, out) == (130, "") and "the state is saved in" in err
+    assert (tmp_path / "run/states/latest").is_file()
+
+
+def test_a_finished_run_goes_on_with_more_steps(
+    stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quiet = ("--set", "validate.every=0", "--set", 'export.forms=["folder", "raw"]', "--device", "cpu", "--quiet")
+    export = tmp_path / "run/export/folder"
+    assert inside(capsys, "train", stage, "--set", "steps=1", *quiet)[0] == 0
+    first = (export / "transformer/diffusion_pytorch_model.safetensors").read_bytes()
+    code, out, err = inside(capsys, "train", stage, "--set", "steps=3", *quiet, "--resume")
+    assert code == 0 and out.splitlines()[0] == str(export), err
+    assert (export / "transformer/diffusion_pytorch_model.safetensors").read_bytes() != first
+    assert sorted(path.name for path in export.parent.iterdir()) == ["folder", "raw.safetensors"]
+
+
+def test_one_run_at_a_time_in_a_folder(stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom kiwi_cli.base import lock\n"
+        "with lock.held(Path(sys.argv[1]), 'training'):\n    print('held', flush=True)\n    sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "run")]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None and other.stdout.readline() == "held\n"
+    arguments = ("train", stage, "--set", "steps=1", "--set", "validate.every=0", "--device", "cpu", "--quiet")
+    code, out, err = inside(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert f"another run is training in '{tmp_path / 'run'}' (process {other.pid} on {socket.gethostname()})" in err
+    other.kill()  # a run that dies lets go
+    other.communicate()
+    code, _, err = inside(capsys, *arguments)
+    assert code == 0, err
+    assert ".kiwi-run" not in [path.name for path in (tmp_path / "run").iterdir()]
+
+
+def test_a_file_that_begins_with_a_mark(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage.write_bytes(b"\xef\xbb\xbf" + stage.read_bytes())
+    code, out, err = inside(capsys, "train", stage, "--dry-run")
+    assert code == 0 and "6 rows" in out, err
+
+
+@pytest.mark.slow
 def test_an_interruption_saves_and_resuming_gives_the_same_numbers(stage: Path, tmp_path: Path) -> None:
     def command(out: Path, *arguments: str) -> list[str]:
         steps = ("--set", "steps=400", "--set", "validate.every=0", "--set", "save.every=1000")

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kiwi_cli.synth import quality
+from kiwi_cli.bench.tiny import quality
+from kiwi_cli.bench.tiny.quality import Case, Mean, make_case, measure, summarise
 from kiwi_cli.synth.edits import LOCAL, STYLES
-from kiwi_cli.synth.quality import Case, Mean, make_case, measure, summarise
 from kiwi_cli.synth.wordings import KINDS, SPLITS, WORDINGS, fill, written
 
 

@@ -123,6 +123,7 @@ def test_other_words_leave_the_pixels_alone() -> None:
     assert seen.prompt != other.prompt and np.array_equal(seen.edit.target, other.edit.target)
 
 
+@pytest.mark.slow
 def test_memory_stays_flat(tmp_path: Path) -> None:
     def peak(count: int) -> int:
         tracemalloc.start()

@@ -14,14 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
+from kiwi_cli.data import shards
+from kiwi_cli.data.clips import Preparation, items
+from kiwi_cli.data.encode import SHRINK, Encoder, shrink_on_white
+from kiwi_cli.data.latents import Item, write_cache
+from kiwi_cli.data.rows import BadRow, TableError, read_rows
+from kiwi_cli.data.shards import CacheError, ShardReader, read_index
 from kiwi_cli.errors import KiwiError
-from kiwi_cli.pictures import fit_on_white
-from kiwi_cli.train import shards
-from kiwi_cli.train.cache import Item, write_cache
-from kiwi_cli.train.clips import Preparation, items
-from kiwi_cli.train.encode import SHRINK, Encoder, shrink_on_white
-from kiwi_cli.train.rows import BadRow, TableError, read_rows
-from kiwi_cli.train.shards import CacheError, ShardReader, read_index
+from kiwi_cli.model.pictures import fit_on_white
 
 from ..conftest import CHECKPOINT, random_frames
 from ..video.media import make_clip

@@ -6,7 +6,6 @@ import json
 import pickle
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,16 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
-from kiwi_cli.bench.random_model import random_pipeline
+from kiwi_cli.data.encode import Encoder, vision_digest
+from kiwi_cli.data.latents import Item, write_cache
+from kiwi_cli.data.shards import CacheError
+from kiwi_cli.engine.random_model import random_pipeline
 from kiwi_cli.errors import CheckpointError, KiwiError, UsageError
-from kiwi_cli.mllm_inputs import MLLMInputs
+from kiwi_cli.model.prompt import QUERY_TOKEN, VISION_END, VISION_START, MLLMInputs
 from kiwi_cli.train.batch import Bucket, Prompt, collate
-from kiwi_cli.train.cache import Item, write_cache
 from kiwi_cli.train.dataset import CachedRows, PromptBuilder, model_inputs
-from kiwi_cli.train.encode import Encoder, vision_digest
 from kiwi_cli.train.model import KiwiTrainModel
 from kiwi_cli.train.sampler import Sampler
-from kiwi_cli.train.shards import CacheError
 
 from ..conftest import CHECKPOINT, random_frames
 
@@ -62,18 +61,11 @@ def prompt_of(pipe: Any, item: Item) -> MLLMInputs:
     return pipe.inputs(item.source, item.prompt, [item.reference] if item.reference is not None else [])
 
 
-def context_of(pipe: Any, prompt: Prompt, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
-    """The instruction encoder's own work, with cached features where its vision tower would have been asked."""
-    qwen, image = pipe.mllm_encoder.qwen, pipe.mllm_encoder.qwen.config.image_token_id
-    counts = [int((prompt.input_ids == token).sum()) for token in (qwen.config.video_token_id, image)]
-    video, picture = prompt.vision.split(counts)
-    monkeypatch.setattr(qwen, "get_video_features", lambda *_: SimpleNamespace(pooler_output=[video]))
-    monkeypatch.setattr(qwen, "get_image_features", lambda *_: SimpleNamespace(pooler_output=[picture]))
-    there = [torch.zeros(0) if count else None for count in counts]
-    inputs = MLLMInputs(
-        prompt.mode, prompt.input_ids[None], prompt.position_ids[:, None], there[0], None, there[1], None
-    )
-    return pipe.encode_inputs(inputs)
+def context_of(pipe: Any, prompt: Prompt) -> torch.Tensor:
+    """The instruction encoder's own work on cached features, without its vision tower."""
+    tokens = [pipe.inputs.token_id(token) for token in (QUERY_TOKEN, VISION_START, VISION_END)]
+    ids, positions = prompt.input_ids[None], prompt.position_ids[:, None]
+    return pipe.mllm_encoder.read(prompt.mode, ids, positions, prompt.vision, tuple(tokens))
 
 
 @pytest.mark.parametrize("number", range(5))
@@ -88,19 +80,17 @@ def test_the_prompt_is_the_input_builders(loaded: Any, rows: CachedRows, number:
 
 
 @pytest.mark.parametrize("number", range(5))
-def test_the_context_is_the_pipelines(
-    loaded: Any, rows: CachedRows, number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_context_is_the_pipelines(loaded: Any, rows: CachedRows, number: int) -> None:
     item = edits()[number]
     references = [item.reference] if item.reference is not None else []
     wanted = loaded.encode_instruction(item.source, item.prompt, references)
-    context = context_of(loaded, rows[number].prompt, monkeypatch)
+    context = context_of(loaded, rows[number].prompt)
     torch.testing.assert_close(context, wanted, rtol=0, atol=1e-5)
     # It does see the clip: with another row's features it is another context.
     mixed = Prompt(
         rows[number].prompt.mode, *list(vars(rows[number].prompt).values())[1:3], rows[number].prompt.vision.flip(0)
     )
-    assert not torch.allclose(context_of(loaded, mixed, monkeypatch), wanted, atol=1e-4)
+    assert not torch.allclose(context_of(loaded, mixed), wanted, atol=1e-4)
 
 
 @torch.no_grad()

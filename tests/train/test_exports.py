@@ -10,15 +10,15 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 from peft import LoraConfig, inject_adapter_in_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from kiwi_cli.bench.random_model import random_pipeline
-from kiwi_cli.checkpoint import Parts, load_parts
+from kiwi_cli.engine.random_model import random_pipeline
 from kiwi_cli.errors import CheckpointError
+from kiwi_cli.model.checkpoint import Parts, load_parts
+from kiwi_cli.model.vae import decode_stream, encode_stream
 from kiwi_cli.train import exports
 from kiwi_cli.train.model import KiwiTrainModel
-from kiwi_cli.vae import decode_stream, encode_stream
 from kiwi_cli.weights import TensorFiles, lora
 from kiwi_cli.weights.fetch import Access
 from kiwi_cli.weights.layout import STEM
@@ -100,9 +100,9 @@ def test_a_folder_edits_as_the_trained_model_does(model: Any, tmp_path: Path) ->
     for name in exports.PARTS:
         setattr(parts, name, getattr(model, name))
     frames = torch.randint(0, 255, (5, 32, 32, 3), dtype=torch.uint8, generator=torch.manual_seed(1)).numpy()
-    ours = KiwiPipeline(**vars(parts))(frames, "make it blue", steps=2, output="latents")
+    ours = KiwiPipeline(**vars(parts)).edit(frames, "make it blue", steps=2, output="latents")
     loaded = KiwiPipeline.from_pretrained(str(tmp_path / "out"), device="cpu", dtype="float32")
-    assert relative_error(loaded(frames, "make it blue", steps=2, output="latents"), ours) < 1e-4
+    assert relative_error(loaded.edit(frames, "make it blue", steps=2, output="latents"), ours) < 1e-4
 
 
 def test_a_folder_in_half_precision(model: Any, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_raw_from_a_base_of_its_own_settings(model: Any, tmp_path: Path) -> None
 
 def test_a_lora_for_edits_and_for_diffusers(tmp_path: Path) -> None:
     model = KiwiTrainModel.from_folder(CHECKPOINT)
-    with pytest.raises(CheckpointError, match="0 LoRAs"):
+    with pytest.raises(CheckpointError, match="no LoRA to export"):
         exports.export_lora(model, tmp_path / "none.safetensors")
     add_lora(model.transformer, DIT_TARGETS)
     for name, parameter in model.transformer.named_parameters():
@@ -219,6 +219,30 @@ def test_a_lora_for_edits_and_for_diffusers(tmp_path: Path) -> None:
     theirs.fuse_lora()
     theirs.unload_lora()
     assert all(torch.allclose(value, wanted[key], atol=1e-6) for key, value in theirs.state_dict().items())
+
+
+@pytest.mark.parametrize("form", ["lora", "raw"])
+def test_loras_of_both_models_make_the_same_edit_as_the_folder(form: str, tmp_path: Path) -> None:
+    model = KiwiTrainModel.from_folder(CHECKPOINT)
+    add_lora(model.transformer, DIT_TARGETS)
+    add_lora(model.mllm_encoder.qwen.language_model, TARGETS)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".lora_" in name)
+    shake(model)
+    file = tmp_path / "x.safetensors"
+    exports.export_lora(model, file)
+    if form == "raw":  # the same LoRAs under the raw training names, without what a raw file holds beside them
+        exports.export_raw(model, file)
+        save_file({key: value for key, value in load_file(file).items() if ".lora_" in key}, file)
+    exports.export_folder(model, tmp_path / "folder", CHECKPOINT, torch.float32)
+    parts = load_parts(CHECKPOINT, torch.float32, "cpu")
+    (applied,) = lora.apply(parts.transformer, [lora.LoraSpec(str(file))], OFFLINE, parts.mllm_encoder)
+    assert applied.tensors == 3 * (8 + 2) + 2 * 4
+    assert_same_model(model, parts)
+    assert_same_model(model, load_parts(tmp_path / "folder", torch.float32, "cpu"))
+    theirs = load_parts(CHECKPOINT, torch.float32, "cpu").transformer
+    with pytest.raises(CheckpointError, match="only in part"):
+        lora.apply(theirs, [lora.LoraSpec(str(file))], OFFLINE)  # without the language model
 
 
 def test_a_disk_that_is_full_leaves_nothing(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

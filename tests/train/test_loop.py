@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from kiwi_cli.console import Console
+from kiwi_cli.cli.console import Console
 from kiwi_cli.errors import CheckpointError, KiwiError, UsageError
 from kiwi_cli.train import curves, state
 from kiwi_cli.train.curves import read_metrics
@@ -206,7 +206,7 @@ def test_a_folder_that_holds_a_run(tmp_path: Path, capsys: pytest.CaptureFixture
         run(tmp_path, resume=True, optimiser={"name": "muon"})
     (tmp_path / "states/.partial-step-00000004").mkdir()
     config = settings(tmp_path, steps=3, seed=5)
-    train(config, Toy(), rows(), collate=collate, resume=True, console=Console(), device="cpu")
+    train(config, Toy(), rows(), collate=collate, resume=True, events=Console(), device="cpu")
     err = capsys.readouterr().err
     assert "going on from" in err and "the save of 'step-00000004' was cut off" in err
     assert "settings differ from the saved run's: seed 5 (was 0); steps 3 (was 2)" in err

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from kiwi_cli.sampling import SHIFT
+from kiwi_cli.model.sampling import SHIFT
 from kiwi_cli.train.batch import Batch, Prompt, Sample, collate
 from kiwi_cli.train.model import KiwiTrainModel
 from kiwi_cli.train.objective import loss_weights, noised, training_sigmas
@@ -53,7 +53,7 @@ def test_contexts_of_prompts_of_different_length(pipe: Any, case: Case, model: K
 
 def test_recorded_velocities(pipe: Any, case: Case, model: KiwiTrainModel) -> None:
     """What the released code computed for a step is what the loss is taken of."""
-    from kiwi_cli.sampling import flow_sigmas
+    from kiwi_cli.model.sampling import flow_sigmas
 
     model.references_first = bool(case.call.get("ref_pad_first"))
     sample = sample_of(pipe, case, case.call["prompt"])

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from kiwi_cli.sampling import SHIFT, flow_sigmas
+from kiwi_cli.model.sampling import SHIFT, flow_sigmas
 from kiwi_cli.train.objective import Timesteps, draw, loss_weights, noised, training_sigmas, velocity_loss
 
 

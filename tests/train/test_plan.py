@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+from kiwi_cli.data.encode import Encoder
+from kiwi_cli.data.latents import Item, write_cache
 from kiwi_cli.errors import CheckpointError, UsageError
+from kiwi_cli.model.transformer import UNUSED_PREFIX
 from kiwi_cli.train.batch import Bucket
-from kiwi_cli.train.cache import Item, write_cache
 from kiwi_cli.train.config import TrainConfig, from_dict
-from kiwi_cli.train.encode import Encoder
 from kiwi_cli.train.plan import activations, plan_run, skeleton
 from kiwi_cli.train.run import load_model
-from kiwi_cli.transformer import UNUSED_PREFIX
 
 from ..conftest import CHECKPOINT, DATA, random_frames
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kiwi_cli.train.cache import write_cache
+from kiwi_cli.data.encode import Encoder
+from kiwi_cli.data.latents import write_cache
 from kiwi_cli.train.curves import read_metrics
-from kiwi_cli.train.encode import Encoder
 
 from ..conftest import CHECKPOINT
 from ..test_parallel import start_two
@@ -41,6 +41,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     whole, _ = run(tmp_path / "one", micro_batch=4, clip=0.3, ema=0.9, bucket_batch=4)
     start_two(TWO, tmp_path / "two")
@@ -78,6 +79,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_on_the_real_model(loaded: Any, tmp_path: Path) -> None:
     """With checkpointing, on batches of which each leaves some queries or embedders out."""
     caches = tmp_path / "caches"
@@ -120,6 +122,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_sharded_parameters_are_saved_whole_and_resumed(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"micro_batch": 4, "clip": 0.3, "ema": 0.9, "bucket_batch": 4}
     _, one = run(tmp_path / "one", **changes)

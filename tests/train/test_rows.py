@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kiwi_cli.data.rows import BadRow, Row, TableError, check_bad, read_rows, scan
 from kiwi_cli.errors import KiwiError, UsageError
-from kiwi_cli.train.rows import BadRow, Row, TableError, check_bad, read_rows, scan
 
 GOOD = [
     {"src_video": "a.mp4", "tgt_video": "b.mp4", "prompt": "Make it snow, please.", "ref_image": "", "kind": "snow"},
@@ -222,5 +222,22 @@ def test_bad_rows_are_passed_over_up_to_a_limit() -> None:
 
 def test_tables_need_no_heavy_library() -> None:
     heavy = ("torch", "diffusers", "transformers", "pyarrow", "av")
-    code = f"import sys, kiwi_cli.train.rows; sys.exit(any(name in sys.modules for name in {heavy}))"
+    code = f"import sys, kiwi_cli.data.rows; sys.exit(any(name in sys.modules for name in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "where"),
+    [
+        (['a.mp4,b.mp4,"fine"', 'a.mp4,b.mp4,"broken"x'], "in line 3"),
+        (['"broken"x,b.mp4,c'], "in line 2"),
+        (["", "", 'a.mp4,b.mp4,"never closed', "more", "and more"], "in the row of lines 4 to 6"),
+        (['a.mp4,b.mp4,"two', 'lines"', 'a.mp4,b.mp4,"x"y'], "in line 4"),
+    ],
+    ids=["after a good row", "the first", "never closed", "after a row of two lines"],
+)
+def test_a_broken_quote_is_named_by_its_line(rows: list[str], where: str, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("\n".join(["src_video,tgt_video,prompt", *rows]) + "\n")
+    with pytest.raises(TableError, match=f"is no CSV: .* {where}$"):
+        list(read_rows(table))

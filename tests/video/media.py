@@ -80,8 +80,9 @@ def make_clip(
         container.metadata.update(metadata or {})
         video = container.add_stream(codec, rate=fps, options=options or defaults.get(codec, {}))
         video.width, video.height, video.pix_fmt = width, height, pixel_format
-        if codec == "mjpeg":
+        if codec in ("mjpeg", "mpeg4", "mpeg2video") or path.suffix == ".avi":
             tick = 1 / fps
+        if codec == "mjpeg":
             video.codec_context.qmin, video.codec_context.qmax = 2, 2
         video.codec_context.time_base = tick
         video.time_base = tick

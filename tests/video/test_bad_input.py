@@ -11,7 +11,7 @@ from PIL import Image
 
 from kiwi_cli.errors import KiwiError, MediaError, UsageError
 from kiwi_cli.video import probe, read_frames, select
-from kiwi_cli.video.pictures import png_bytes
+from kiwi_cli.video.png import png_bytes
 
 from .media import Sound, add_sound, make_clip, make_sequence, picture, run_through
 
@@ -45,7 +45,7 @@ def test_a_playlist_is_not_followed(tmp_path, clip_file):
         f"ffconcat version 1.0\nfile {clip_file}\n",
     ):
         (tmp_path / "list.mp4").write_text(text)
-        refused(tmp_path / "list.mp4", "cannot read")
+        refused(tmp_path / "list.mp4", "a playlist, which is not read")
 
 
 def test_sound_only(tmp_path):

@@ -19,8 +19,9 @@ def test_side_by_side(tmp_path):
     clip = probe(make_sequence(tmp_path / "in"))
     _, writer = run_through(clip, tmp_path / "out", compare="side", edit=lambda rgb: 255 - rgb)
     for source, both in zip(read_frames(clip), read_frames(probe(writer.path)), strict=True):
-        assert (both.rgb[:, :48] == source.rgb).all()
-        assert (both.rgb[:, 48:] == 255 - source.rgb).all()
+        below = slice(16, None)  # the words are above
+        assert (both.rgb[below, :48] == source.rgb[below]).all()
+        assert (both.rgb[below, 48:] == 255 - source.rgb[below]).all()
 
 
 @pytest.mark.parametrize("how", ["side", "wipe"])
@@ -32,15 +33,32 @@ def test_comparisons_keep_sound_and_length(tmp_path, clip_file, how):
     assert (back.frame_count, back.duration, len(back.audio)) == (12, clip.duration, 1)
 
 
-def test_the_divider_moves():
-    black, white = np.zeros((10, 100, 3), np.uint8), np.full((10, 100, 3), 200, np.uint8)
-    edges = []
-    for time in (Fraction(0), Fraction(1), Fraction(3)):
-        frame = compare(black, white, "wipe", time)
-        assert (frame[:, 0] == 0).all()
-        assert (frame[:, -1] == 200).all()
-        edges.append(int(np.flatnonzero(frame[0, :, 0])[0]))
-    assert edges[2] < edges[0] < edges[1]
+def test_the_divider_sweeps_over_the_whole_picture():
+    black, white = np.zeros((200, 100, 3), np.uint8), np.full((200, 100, 3), 200, np.uint8)
+    shown = [(compare(black, white, "wipe", Fraction(i, 10))[150, :, 0] == 200).mean() for i in range(11)]
+    assert (shown[0], shown[-1]) == (0, 1)
+    assert all(abs(part - i / 10) < 0.03 for i, part in enumerate(shown))
+
+
+@pytest.mark.parametrize("frames", [5, 12])
+def test_a_short_clips_wipe_shows_all_of_the_edit(tmp_path, frames):
+    clip = probe(make_sequence(tmp_path / "in", frames=frames, size=(96, 64)))
+    _, writer = run_through(clip, tmp_path / "out", compare="wipe", edit=lambda rgb: 255 - rgb)
+    first, *_, last = (frame.rgb for frame in read_frames(probe(writer.path)))
+    sources = [frame.rgb for frame in read_frames(clip)]
+    assert (first[20:] == sources[0][20:]).all()
+    assert (last[20:] == 255 - sources[-1][20:]).all()
+
+
+@pytest.mark.parametrize("how", ["side", "wipe"])
+def test_comparisons_say_which_is_which(how):
+    grey = np.full((240, 320, 3), 120, np.uint8)
+    frame = compare(grey, grey, how, Fraction(1, 2))
+    top = frame[:14]
+    parts = (top[:, :60], top[:, 320:380]) if how == "side" else (top[:, :60], top[:, -60:])
+    for part in parts:
+        assert (part == 255).any() and (part == 30).any()
+    assert (frame[60:, :100] == 120).all()
 
 
 def test_an_unknown_comparison(tmp_path, clip_file):

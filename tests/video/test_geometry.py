@@ -10,9 +10,9 @@ import pytest
 from kiwi_cli.errors import UsageError
 from kiwi_cli.video import (
     Size,
+    framing,
     latent_frame_count,
     padded_frame_count,
-    placement,
     requested_size,
     working_size,
 )
@@ -85,37 +85,37 @@ def test_no_frames_is_a_usage_error():
 
 
 def test_stretch_covers_everything():
-    place = placement(Size(1280, 720), Size(1280, 704))
+    place = framing(Size(1280, 720), Size(1280, 704))
     assert place.covers_clip
     assert not place.is_identity
-    assert placement(Size(64, 32), Size(64, 32)).is_identity
+    assert framing(Size(64, 32), Size(64, 32)).is_identity
 
 
 def test_crop_takes_the_middle_and_pad_the_whole():
-    crop = placement(Size(200, 100), Size(96, 96), "crop")
+    crop = framing(Size(200, 100), Size(96, 96), "crop")
     assert crop.source == (50, 0, 150, 100)
     assert crop.target == (0, 0, 96, 96)
-    pad = placement(Size(200, 100), Size(96, 96), "pad")
+    pad = framing(Size(200, 100), Size(96, 96), "pad")
     assert pad.source == (0, 0, 200, 100)
     assert pad.target == (0, 24, 96, 72)
 
 
 def test_distortion():
-    assert placement(Size(1280, 720), Size(1280, 704)).distortion == pytest.approx(720 / 704 - 1)
-    assert placement(Size(200, 100), Size(96, 96)).distortion == pytest.approx(1)
-    assert placement(Size(200, 100), Size(96, 96), "pad").distortion < 0.02
-    assert placement(Size(720, 576), Size(1024, 768), "stretch", Fraction(16, 15)).distortion < 0.001
+    assert framing(Size(1280, 720), Size(1280, 704)).distortion == pytest.approx(720 / 704 - 1)
+    assert framing(Size(200, 100), Size(96, 96)).distortion == pytest.approx(1)
+    assert framing(Size(200, 100), Size(96, 96), "pad").distortion < 0.02
+    assert framing(Size(720, 576), Size(1024, 768), "stretch", Fraction(16, 15)).distortion < 0.001
 
 
 def test_pixel_aspect_counts_in_the_shape():
     # 720x576 with 16:15 pixels is shown as 768x576, which is 4:3
-    assert placement(Size(720, 576), Size(1024, 768), "crop", Fraction(16, 15)).covers_clip
+    assert framing(Size(720, 576), Size(1024, 768), "crop", Fraction(16, 15)).covers_clip
 
 
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
 def test_there_and_back_keeps_the_picture(fit):
     frame = picture(5, 320, 180)
-    place = placement(Size(320, 180), Size(352, 160), fit)
+    place = framing(Size(320, 180), Size(352, 160), fit)
     back = from_working(to_working(frame, place), place, frame)
     assert back.shape == frame.shape
     # the narrowest of the three, pad, works on 284x160 of the 320x180 pixels
@@ -125,7 +125,7 @@ def test_there_and_back_keeps_the_picture(fit):
 
 def test_crop_keeps_the_source_outside_bit_for_bit():
     frame = picture(1, 200, 100)
-    place = placement(Size(200, 100), Size(96, 96), "crop")
+    place = framing(Size(200, 100), Size(96, 96), "crop")
     back = from_working(np.zeros((96, 96, 3), np.uint8), place, frame)
     assert (back[:, :50] == frame[:, :50]).all()
     assert (back[:, 150:] == frame[:, 150:]).all()
@@ -134,4 +134,4 @@ def test_crop_keeps_the_source_outside_bit_for_bit():
 
 def test_unknown_fit():
     with pytest.raises(UsageError, match="'fill'"):
-        placement(Size(64, 64), Size(64, 64), "fill")  # type: ignore[arg-type]
+        framing(Size(64, 64), Size(64, 64), "fill")  # type: ignore[arg-type]

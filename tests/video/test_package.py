@@ -11,7 +11,7 @@ import av
 import pytest
 
 import kiwi_cli.video
-from kiwi_cli.video import probe, probing, read_frames, select
+from kiwi_cli.video import probe, read_frames, scan, select
 
 from .media import Sound, make_clip, number_of, packets, run_through, samples
 from .test_sound import chirp, lag
@@ -49,7 +49,7 @@ UNEVEN = [Fraction(n * n, 50) for n in range(20)]
 
 @pytest.mark.parametrize("extension", ["mp4", "mkv"])
 def test_files_too_large_to_read_through(tmp_path, monkeypatch, extension):
-    monkeypatch.setattr(probing, "_SCAN_BYTES", 0)
+    monkeypatch.setattr(scan, "_SCAN_BYTES", 0)
     source = make_clip(tmp_path / f"in.{extension}", frames=20, times=UNEVEN, size=(64, 48))
     clip = probe(source)
     assert clip.timestamps is None
@@ -61,7 +61,7 @@ def test_files_too_large_to_read_through(tmp_path, monkeypatch, extension):
 
 
 def test_a_cut_of_a_file_too_large_to_read_through_is_in_step(tmp_path, monkeypatch):
-    monkeypatch.setattr(probing, "_SCAN_BYTES", 0)
+    monkeypatch.setattr(scan, "_SCAN_BYTES", 0)
     source = chirp(tmp_path / "in.mp4", 8.0, frames=200)
     clip = probe(source)
     _, writer = run_through(clip, tmp_path / "out.mp4", select(clip, start=5.03, frames=25))

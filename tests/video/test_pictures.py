@@ -8,7 +8,8 @@ from PIL import Image, ImageCms, ImageOps
 
 from kiwi_cli.errors import UsageError
 from kiwi_cli.video import probe, read_frames, read_metadata, select
-from kiwi_cli.video.pictures import flatten, merge, png_bytes, read_picture
+from kiwi_cli.video.pictures import flatten, merge, read_picture
+from kiwi_cli.video.png import png_bytes
 
 from .media import make_clip, make_sequence, picture, psnr, run_through
 

@@ -28,6 +28,7 @@ class Case:
     # decibels of the frames that come back against the frames handed in. The test picture has hard coloured
     # edges, whose chroma 4:2:0 smears: 36 dB is what one more 4:2:0 coding of it costs, 44 without subsampling.
     decibels: float = 36.0
+    tint: float = 0.6  # levels of 255
 
 
 UNEVEN = [F(0), F(1, 25), F(3, 25), F(4, 25), F(8, 25), F(9, 25), F(10, 25), F(14, 25)]
@@ -46,7 +47,8 @@ CASES = [
     Case("variable", make={"times": UNEVEN}),
     Case("variable-mkv", "mkv", {"times": UNEVEN}),
     Case("odd-444", make={"size": (853, 479), "pixel_format": "yuv444p", "frames": 2}, decibels=44),
-    Case("hevc-10-bit", "mp4", {"codec": "libx265", "pixel_format": "yuv420p10le", "colour": (9, 9, 16, 1)}),
+    # PQ is compared as the model sees it, tone-mapped: shadows are worth more there than as stored
+    Case("hevc-10-bit", "mp4", {"codec": "libx265", "pixel_format": "yuv420p10le", "colour": (9, 9, 16, 1)}, 34, 0.8),
     Case("vp9-odd", "webm", {"codec": "libvpx-vp9", "size": (853, 479), "frames": 2}),
     Case("mjpeg", "avi", {"codec": "mjpeg", "pixel_format": "yuvj420p"}),
     Case("prores", "mov", {"codec": "prores_ks", "pixel_format": "yuv422p10le"}),
@@ -82,7 +84,7 @@ def test_the_same_clip_comes_back(tmp_path, case):
         assert getattr(back.colour, tag) == getattr(clip.colour, tag), tag
     assert np.mean([psnr(a, b) for a, b in zip(seen, frames, strict=True)]) > case.decibels
     tint = np.mean(frames, axis=(0, 1, 2)) - np.mean(seen, axis=(0, 1, 2))
-    assert abs(tint).max() < 0.6  # levels of 255
+    assert abs(tint).max() < case.tint  # levels of 255
     assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
 
 

@@ -33,6 +33,7 @@ class Hub:
             a status, ('status', headers), 'cut' (half the file), 'hang', 'flip' (a byte of it changed).
         always: the same, every time.
         requests: (method, kind or path) -> count.
+        hashes: 'all'; 'etag' (the listing has none, as a mirror's); 'none' (files have none either).
         token: what must be presented, or None.
     """
 
@@ -45,6 +46,7 @@ class Hub:
     commit: str = COMMIT
     endpoint: str = ""
     pace: float = 0.0
+    hashes: str = "all"
 
     def fetched(self) -> set[str]:
         """Files whose contents were asked for."""
@@ -103,6 +105,8 @@ class Handler(BaseHTTPRequestHandler):
             self.status(404, {"X-Error-Code": "RevisionNotFound"})
             return
         files = [entry(path, data) for path, data in sorted(self.hub.repos[repo].items())]
+        if self.hub.hashes != "all":
+            files = [{key: said[key] for key in ("rfilename", "size")} for said in files]
         body = json.dumps({"id": repo, "sha": self.hub.commit, "siblings": files}).encode()
         self.send(200, body, {"Content-Type": "application/json"})
 
@@ -126,7 +130,7 @@ class Handler(BaseHTTPRequestHandler):
         if data is None:
             self.status(404, {"X-Error-Code": "EntryNotFound"})
             return
-        headers = {"X-Repo-Commit": self.hub.commit, "ETag": f'"{etag(path, data)}"', "Accept-Ranges": "bytes"}
+        headers = {"X-Repo-Commit": self.hub.commit, "ETag": f'"{self.tag(path, data)}"', "Accept-Ranges": "bytes"}
         start = 0
         if wanted := self.headers.get("Range"):
             start = int(wanted.removeprefix("bytes=").partition("-")[0])
@@ -135,6 +139,10 @@ class Handler(BaseHTTPRequestHandler):
         if trouble == "flip":
             data = data[:-1] + bytes([data[-1] ^ 1])
         self.send(206 if start else 200, data[start:], headers, method == "HEAD", cut=trouble == "cut")
+
+    def tag(self, path: str, data: bytes) -> str:
+        tag = etag(path, data)
+        return tag[:20] if self.hub.hashes == "none" else tag
 
     def refused(self, repo: str) -> bool:
         if self.hub.token is not None and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
@@ -152,6 +160,9 @@ class Handler(BaseHTTPRequestHandler):
         if trouble == "hang":
             time.sleep(30)
             self.close_connection = True
+            return True
+        if trouble == "page":
+            self.send(200, b"<html>Welcome to the hotel</html>", {"Content-Type": "text/html"})
             return True
         status, headers = trouble if isinstance(trouble, tuple) else (trouble, {})
         self.status(status, headers)

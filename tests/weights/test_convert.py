@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -40,13 +41,14 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "qwen/qwen_config.json").rename(root / "qwen/config.json")
     save_file(part(CHECKPOINT, "mllm_encoder", "model"), root / "qwen/model.safetensors")
     shutil.copytree(CHECKPOINT / "transformer", root / "wan/transformer")
-    from kiwi_cli.vae import native_config, rename_key
+    from kiwi_cli.model.vae import native_config
     from kiwi_cli.weights import TensorFiles, read_json
+    from kiwi_cli.weights.keys import vae_key
 
     shapes = TensorFiles.open(CHECKPOINT / "vae", STEM).shapes
     native = native_config(read_json(CHECKPOINT / "vae/config.json"), shapes)
     (root / "wan/vae").mkdir()
-    vae = {rename_key(key, 2): value for key, value in part(CHECKPOINT, "vae").items()}
+    vae = {vae_key(key, 2): value for key, value in part(CHECKPOINT, "vae").items()}
     save_file(vae, root / f"wan/vae/{STEM}.safetensors")
     (root / "wan/vae/config.json").write_text(json.dumps({"_class_name": "AutoencoderKLWan", **native}))
     return root
@@ -120,6 +122,26 @@ def converted(bases: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         KiwiPipeline.from_pretrained(str(root / "raw" / RAW.name), device="cpu", dtype="float32")
         assert {path: path.stat().st_mtime_ns for path in found.rglob("*")} == before  # converted once
     return pipe
+
+
+def test_a_touched_file_is_the_same_and_a_changed_one_replaces_its_conversion(
+    bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kiwi_cli.weights.hub import locate
+
+    monkeypatch.setattr("kiwi_cli.weights.raw.local_cache", lambda: tmp_path / "cache")
+    raw = tmp_path / "raw" / RAW.name
+    raw.parent.mkdir()
+    shutil.copyfile(RAW, raw)
+    (tmp_path / "base").symlink_to(bases)
+    first = locate(str(raw))
+    os.utime(raw, (1, 1))
+    assert locate(str(raw)) == first and [*(tmp_path / "cache").iterdir()] == [first]
+    tensors = load_file(raw)
+    key = max(tensors, key=lambda name: tensors[name].numel())
+    save_file(tensors | {key: tensors[key] * 2}, raw)
+    second = locate(str(raw))
+    assert second != first and [*(tmp_path / "cache").iterdir()] == [second]
 
 
 def test_converting_twice_gives_the_same_bytes(convert: Callable[..., Path], tmp_path: Path) -> None:
@@ -309,7 +331,7 @@ def test_no_room(convert: Callable[..., Path], tmp_path: Path, monkeypatch: pyte
 
 def test_names_account_for_the_full_size_model() -> None:
     """Every tensor of the 5B release: both ways through the tables and back."""
-    from kiwi_cli.vae import rename_key
+    from kiwi_cli.weights.keys import vae_key
 
     manifest = json.loads((DATA / "released-5b-manifest.json").read_text())
     configs = json.loads((DATA / "released-5b-configs.json").read_text())
@@ -320,7 +342,7 @@ def test_names_account_for_the_full_size_model() -> None:
     needed = [key for key in transformer if not key.startswith(keys.UNUSED_DIT)]
     assert sorted(keys.dit_keys(configs["transformer"])) == sorted(needed)
     for key in manifest["vae"]:
-        assert keys.original_vae_key(rename_key(key, 2), 2) == key == keys.original_vae_key(key, 2)
+        assert keys.original_vae_key(vae_key(key, 2), 2) == key == keys.original_vae_key(key, 2)
     for key in manifest["mllm_encoder_qwen_shards"]:
         new = f"model.{key}" if key.startswith("visual.") else key.replace("model.", "model.language_model.", 1)
         assert keys.qwen_key(new) == key == keys.qwen_key(key)
@@ -328,7 +350,7 @@ def test_names_account_for_the_full_size_model() -> None:
 
 def test_a_raw_variant_is_fetched_and_converted_in_one_go(hub: Any, kiwi: Any, bases: Path, tmp_path: Path) -> None:
     """By name, with base models from the Hub; the second time without a request."""
-    from kiwi_cli.variants import QWEN_REPO, WAN_REPO, find_variant
+    from kiwi_cli.weights.catalog import QWEN_REPO, WAN_REPO, find_variant
 
     variant = find_variant("stage3-reference")
     assert variant is not None

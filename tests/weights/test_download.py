@@ -46,7 +46,7 @@ def test_a_job_makes_no_request(hub: Hub, kiwi: Kiwi) -> None:
         "socket.socket.connect = socket.create_connection = socket.getaddrinfo = closed\n"
         "from kiwi_cli import KiwiPipeline\nimport numpy as np\n"
         "pipe = KiwiPipeline.from_pretrained('instruct-reference', device='cpu')\n"
-        "print(pipe(np.zeros((1, 32, 32, 3), 'uint8'), 'x', steps=1).shape)\n"
+        "print(pipe.edit(np.zeros((1, 32, 32, 3), 'uint8'), 'x', steps=1).shape)\n"
         "sys_exit = __import__('sys').exit; sys_exit(0)"
     )
     ran = kiwi(setup=program)
@@ -98,8 +98,9 @@ def test_interrupted_by_the_person(hub: Hub, environment: dict[str, str], repo_f
         time.sleep(0.05)
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130 and "Traceback" not in stderr
+    assert "files that are complete are kept" in stderr and "nothing was written" not in stderr
     assert not list(repo_folder.glob("blobs/*.incomplete"))
 
 
@@ -171,6 +172,140 @@ def test_lasting_failures_are_told(
     assert len(hub.fetched()) <= len(files_below(CHECKPOINT)) - len(kept)
 
 
+@pytest.mark.parametrize("flipped", [False, True], ids=["", "a byte changed on the way"])
+def test_a_mirror_without_hashes_in_its_listing(flipped: bool, hub: Hub, kiwi: Kiwi, repo_folder: Path) -> None:
+    """The cache's own names of the blobs are hashes: a file is checked by its own when it came, and again later."""
+    hub.hashes = "etag"
+    if flipped:
+        hub.always["GET", BIG] = "flip"
+        ran = kiwi("download")
+        assert ran.returncode == 1 and "came damaged twice" in ran.stderr
+        return
+    assert kiwi("download").returncode == 0
+    assert "all good" in kiwi("download", "--verify").stdout
+    blob = (repo_folder / "snapshots" / COMMIT / BIG).resolve()
+    data = bytearray(blob.read_bytes())
+    data[1_000_000] ^= 1
+    blob.write_bytes(data)
+    found = kiwi("download", "--verify")
+    assert (
+        found.returncode == 1 and f"1 of {len(files_below(CHECKPOINT))} files" in found.stderr and BIG in found.stderr
+    )
+
+
+def test_files_that_nothing_says_a_hash_of_are_counted_and_named(hub: Hub, kiwi: Kiwi, repo_folder: Path) -> None:
+    hub.hashes = "none"
+    ran = kiwi("download")
+    count = len(files_below(CHECKPOINT))
+    assert ran.returncode == 0 and f"{count} of {count} files could not be checked" in ran.stderr
+    none = kiwi("download", "--verify")
+    assert none.returncode == 1 and f"none of the {count} files" in none.stderr and not none.stdout
+    hub.hashes = "all"
+    assert kiwi("download", "--update").returncode == 0  # asks for the hashes, and fetches nothing again
+    assert "all good" in kiwi("download", "--verify").stdout
+    record = repo_folder / "kiwi" / f"{COMMIT}.json"
+    record.write_text(json.dumps({"format": 1, "files": json.loads(record.read_text())["files"][1:]}))
+    some = kiwi("download", "--verify", "--json")
+    told = json.loads(some.stdout)
+    assert told["checked"] == count - 1 and len(told["unchecked"]) == 1
+    assert f"'{told['unchecked'][0]}' cannot be checked" in some.stderr and "all good" not in some.stdout
+
+
+def test_the_embedded_models_contents_are_not_called_good(kiwi: Kiwi) -> None:
+    told = kiwi("download", "tiny", "--verify")
+    assert told.returncode == 0 and "could not be checked" in told.stdout and "good" not in told.stdout
+
+
+def test_a_branch_that_moved_is_fetched_with_update_only(hub: Hub, kiwi: Kiwi, repo_folder: Path) -> None:
+    assert kiwi("download").returncode == 0
+    hub.commit, hub.repos[REPO]["processor/added.txt"] = "beef" * 10, b"x"
+    changed = b"#version: 0.3\n"
+    hub.repos[REPO][SMALL] = changed
+    hub.requests.clear()
+    still = kiwi("download")
+    assert still.stdout.strip().endswith(COMMIT) and not hub.requests
+    assert "fetched today" in still.stderr and "--update" in still.stderr
+    new = kiwi("download", "--update")
+    assert new.returncode == 0 and new.stdout.strip().endswith(hub.commit), new.stderr
+    assert (repo_folder / "snapshots" / hub.commit / SMALL).read_bytes() == changed
+    assert hub.fetched() == {SMALL}  # the rest is the same
+    assert kiwi("download").stdout == new.stdout
+
+
+def test_a_cache_on_a_disk_that_cannot_be_written(kiwi: Kiwi, repo_folder: Path) -> None:
+    assert kiwi("download").returncode == 0
+    read_only = (
+        "import errno, os\n"
+        "def refuse(*_, **__): raise OSError(errno.EROFS, 'Read-only file system')\n"
+        "os.unlink = os.rmdir = os.remove = refuse"
+    )
+    refused_removal(kiwi("download", "--remove", setup=read_only), repo_folder)
+
+
+def refused_removal(ran: subprocess.CompletedProcess[str], folder: Path) -> None:
+    assert ran.returncode == 1 and "freed" not in ran.stdout and "cannot delete" in ran.stderr
+    assert (folder / "snapshots" / COMMIT / BIG).exists()
+
+
+NO_HOME = (
+    "import os, pwd\n"
+    "def nobody(*_): raise KeyError('getpwuid(): uid not found')\n"
+    "pwd.getpwuid = nobody\n"
+    "for name in ('HOME', 'HF_HOME', 'XDG_CACHE_HOME'): os.environ.pop(name, None)\n"
+)
+
+
+def test_without_a_home_folder_no_folder_named_tilde_is_made(kiwi: Kiwi, tmp_path: Path) -> None:
+    ran = kiwi("download", setup=f"{NO_HOME}os.chdir({str(tmp_path)!r})")
+    assert ran.returncode == 1 and "HOME is not set" in ran.stderr and "HF_HOME" in ran.stderr
+    assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "setup", "message", "hint"),
+    [
+        ({"HF_ENDPOINT": "mirror.example/hub"}, "", "HF_ENDPOINT is 'mirror.example/hub'", "https://"),
+        ({"HTTP_PROXY": "socks5://127.0.0.1:9", "NO_PROXY": ""}, "SOCKS", "proxy cannot be used", "HTTP proxy"),
+        ({"HF_HOME": "FILE"}, "", "a file is in the way", "HF_HOME"),
+        ({"TRANSFORMERS_OFFLINE": "1"}, "", "TRANSFORMERS_OFFLINE is set", "unset TRANSFORMERS_OFFLINE"),
+        ({}, "LOCKS", "no file locks", "local disk"),
+        ({}, "FAT32", "no file of that size", "HF_HOME"),
+    ],
+    ids=["no scheme", "a SOCKS proxy", "a file as HF_HOME", "offline by another name", "no locks", "FAT32"],
+)
+def test_what_no_second_try_mends(
+    variables: dict[str, str], setup: str, message: str, hint: str, kiwi: Kiwi, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    said = {name: str(file) if value == "FILE" else value for name, value in variables.items()}
+    raised = "def refuse(*_, **__): raise OSError(errno.{0}, '{0}')\n"
+    program = {
+        "LOCKS": f"import errno, fcntl\n{raised.format('ENOLCK')}fcntl.flock = refuse",
+        "FAT32": f"import errno, huggingface_hub.file_download as f\n{raised.format('EFBIG')}f.http_get = refuse",
+        "SOCKS": "import sys\nsys.modules['socksio'] = None",
+    }.get(setup, "")
+    ran = kiwi("download", setup=program, **said)
+    assert ran.returncode == 1 and "Traceback" not in ran.stderr
+    error, _, told = ran.stderr.partition("\n\nhint: ")
+    assert message in error and hint in told and "same command again" not in told
+
+
+def test_a_captive_portal(hub: Hub, kiwi: Kiwi) -> None:
+    hub.always["GET", "info"] = "page"
+    ran = kiwi("download")
+    assert ran.returncode == 1 and "is not the Hub" in ran.stderr and "browser" in ran.stderr
+
+
+def test_an_expired_token_is_not_called_a_missing_repository(hub: Hub, kiwi: Kiwi) -> None:
+    hub.always["GET", "info"] = (401, {"X-Error-Message": 'User Access Token "old" is expired'})
+    ran = kiwi("download", HF_TOKEN="hf_old")
+    assert ran.returncode == 1 and "does not accept the token" in ran.stderr and "is expired" in ran.stderr
+    hub.always["GET", "info"] = 401
+    assert "does not accept the token" in kiwi("download", HF_TOKEN="hf_old").stderr
+    assert "no repository" in kiwi("download").stderr
+
+
 def test_a_token_is_presented(hub: Hub, kiwi: Kiwi) -> None:
     hub.token = "hf_secret"
     refused = kiwi("download")
@@ -182,11 +317,11 @@ def test_a_token_is_presented(hub: Hub, kiwi: Kiwi) -> None:
 
 def test_names_and_revisions_that_are_not_there(hub: Hub, kiwi: Kiwi) -> None:
     wrong = kiwi("download", "instruct-refrence")
-    assert wrong.returncode == 1 and "did you mean 'instruct-reference'?" in wrong.stderr
+    assert wrong.returncode == 2 and "did you mean 'instruct-reference'?" in wrong.stderr
     near = kiwi("download", REPO.removesuffix("-diffusers"))
-    assert near.returncode == 1 and f"did you mean '{REPO}'?" in near.stderr
+    assert near.returncode == 2 and f"did you mean '{REPO}'?" in near.stderr
     revision = kiwi("download", "--revision", "v9")
-    assert revision.returncode == 1 and "no revision 'v9'" in revision.stderr and "--revision" in revision.stderr
+    assert revision.returncode == 2 and "no revision 'v9'" in revision.stderr and "--revision" in revision.stderr
     assert not hub.fetched()
 
 
@@ -241,7 +376,7 @@ def test_a_full_disk_is_found_before_the_first_byte(hub: Hub, kiwi: Kiwi) -> Non
 
 def test_a_disk_that_fills_up_midway(hub: Hub, kiwi: Kiwi, repo_folder: Path) -> None:
     ran = kiwi("download", setup=FULL_MIDWAY)
-    assert ran.returncode == 1 and "the disk is full" in ran.stderr and "--cache-dir" in ran.stderr
+    assert ran.returncode == 1 and "the disk is full" in ran.stderr and "HF_HOME" in ran.stderr
     assert not list(repo_folder.glob("blobs/*.incomplete")) and list(repo_folder.glob("blobs/*"))
     assert kiwi("download").returncode == 0
 
@@ -337,7 +472,8 @@ def test_without_download_it_says_what_to_run(hub: Hub, kiwi: Kiwi) -> None:
         "except KiwiError as error: print(error.message, '|', error.hint)\nraise SystemExit(0)"
     )
     ran = kiwi(setup=program)
-    assert "not complete on this machine" in ran.stdout and "`kiwi download instruct-reference`" in ran.stdout
+    assert "'instruct-reference' is not on this machine" in ran.stdout
+    assert "`kiwi download instruct-reference`" in ran.stdout
     assert not hub.requests
     hub.always["GET", BIG] = 404
     assert kiwi("download").returncode == 1  # now it is there in part
@@ -346,7 +482,7 @@ def test_without_download_it_says_what_to_run(hub: Hub, kiwi: Kiwi) -> None:
 
 
 def test_names_complete_in_the_shell() -> None:
-    from kiwi_cli.variants import VARIANTS, complete_names
+    from kiwi_cli.weights.catalog import VARIANTS, complete_names
 
     assert [name for name, _ in complete_names("stage3")] == ["stage3-720p", "stage3-reference"]
     assert len({v.name for v in VARIANTS} | {v.repo for v in VARIANTS if v.repo}) == 8 + 9
@@ -359,7 +495,7 @@ def test_names_complete_in_the_shell() -> None:
 
 
 def test_the_documentation_names_every_model_and_score() -> None:
-    from kiwi_cli.variants import VARIANTS
+    from kiwi_cli.weights.catalog import VARIANTS
 
     text = (CHECKPOINT.parents[1] / "docs" / "weights.md").read_text(encoding="utf-8")
     for variant in VARIANTS:
@@ -367,3 +503,14 @@ def test_the_documentation_names_every_model_and_score() -> None:
         assert all(f"{score.overall:.2f}" in scored for score in variant.scores)
         assert (f"`{variant.repo}`" if variant.repo else "part of the package") in placed
         assert all((kind in scored) == (variant.kind == kind) for kind in ("raw", "embedded"))
+
+
+def test_the_list_fits_a_terminal_of_80_columns(hub: Hub, kiwi: Kiwi) -> None:
+    lines = kiwi("download", "--list", COLUMNS="80").stdout.splitlines()
+    assert len(lines) == 10 and max(map(len, lines)) <= 80
+    assert "snow" not in lines[-1] and "snow" in kiwi("download", "--list", "-v").stdout
+
+
+def test_a_dry_run_without_the_hub_says_what_is_known(kiwi: Kiwi) -> None:
+    ran = kiwi("download", "--dry-run", HF_HUB_OFFLINE="1")
+    assert ran.returncode == 1 and "has about 19.0 GB" in ran.stderr and "HF_HUB_OFFLINE" in ran.stderr

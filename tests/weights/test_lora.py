@@ -33,7 +33,7 @@ OFFLINE = Access(download=False)
 @pytest.fixture
 def transformer() -> Any:
     """The small transformer, its weights mapped from the checkpoint as in a real load."""
-    from kiwi_cli.checkpoint import load_transformer
+    from kiwi_cli.model.checkpoint import load_transformer
 
     return load_transformer(CHECKPOINT / "transformer", torch.float32, "cpu")
 
@@ -134,7 +134,7 @@ def test_whole_differences(transformer: Any, tmp_path: Path) -> None:
 
 
 def test_low_precision_is_rounded_once(tmp_path: Path) -> None:
-    from kiwi_cli.checkpoint import load_transformer
+    from kiwi_cli.model.checkpoint import load_transformer
 
     half = load_transformer(CHECKPOINT / "transformer", torch.bfloat16, "cpu")
     before = {name: value.float() for name, value in half.state_dict().items()}
@@ -196,6 +196,16 @@ def test_what_fits_nowhere(transformer: Any, tmp_path: Path) -> None:
         lora.apply(transformer, [LoraSpec("owner/never-fetched")], OFFLINE)
 
 
+def test_a_file_that_is_not_here_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my").mkdir()
+    for source in ("loras/x.safetensors", "my/loras/x.safetensors", "my/x.safetensors", "./a/b/c.safetensors", "my/x"):
+        with pytest.raises(CheckpointError, match="LoRA not found"):
+            lora.locate(LoraSpec(source), Access())
+    for source in ("owner/name", "owner/name/x.safetensors", "owner/name/a/x.safetensors"):
+        assert lora.is_hub_id(source)
+
+
 def test_how_a_lora_is_written() -> None:
     assert LoraSpec.parse("a.safetensors") == LoraSpec("a.safetensors", 1.0)
     assert LoraSpec.parse("a.safetensors:0.8") == LoraSpec("a.safetensors", 0.8)
@@ -211,6 +221,8 @@ def test_from_the_hub(hub: Any, kiwi: Any, tmp_path: Path) -> None:
     data = write_lora(tmp_path / "x.safetensors").read_bytes()
     hub.repos["someone/style"] = {"style.safetensors": data, "README.md": b"x", "run.py": b"x"}
     hub.repos["someone/styles"] = {"a/one.safetensors": data, "two.safetensors": data}
+    settings = json.dumps({"r": RANK, "lora_alpha": 2 * RANK}).encode()
+    hub.repos["someone/peft"] = {"adapter_model.safetensors": data, "adapter_config.json": settings}
     hub.repos["someone/old"] = {"style.bin": b"x"}
 
     def locate(source: str) -> Any:
@@ -226,6 +238,124 @@ def test_from_the_hub(hub: Any, kiwi: Any, tmp_path: Path) -> None:
     hub.requests.clear()
     assert locate("someone/style") == data.hex()[:16] and not hub.requests
     assert locate("someone/styles/a/one.safetensors") == data.hex()[:16]
+    assert locate("someone/peft") == data.hex()[:16]
+    assert {"adapter_model.safetensors", "adapter_config.json"} <= hub.fetched()  # the settings come along
     assert "several files: a/one.safetensors, two.safetensors" in locate("someone/styles")
     assert "has no safetensors file" in locate("someone/old")
     assert "has no gone.safetensors" in locate("someone/styles/gone.safetensors")
+
+
+# -- scales: peft's own merge is the judge -----------------------------------------------------------------------
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "alpha": {"lora_alpha": 8},
+    "rank-stabilised": {"lora_alpha": 8, "use_rslora": True},
+    "patterns of alpha": {"lora_alpha": 8, "alpha_pattern": {"blocks.0.attn1.to_q": 2, r"ffn\.net\.0\.proj": 16}},
+    "patterns of rank": {"lora_alpha": 8, "rank_pattern": {r"attn2\.to_out\.0": 2}, "use_rslora": True},
+    "both": {"lora_alpha": 3, "alpha_pattern": {"to_q": 1}, "rank_pattern": {"to_q": 1, "time_proj": 6}},
+}
+
+
+def adapted(transformer: Any, settings: dict[str, Any]) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A PEFT adapter with values on the small transformer, and the weights that PEFT's own merge gives."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(r=4, target_modules=[name for name, _, _ in MODULES], **settings)
+    inject_adapter_in_model(config, transformer)
+    generator = torch.Generator().manual_seed(1)
+    merged = {}
+    for name, layer in transformer.named_modules():
+        if hasattr(layer, "get_delta_weight"):
+            for factor in (layer.lora_A, layer.lora_B):
+                shape = factor["default"].weight.shape
+                factor["default"].weight.data = torch.randn(shape, generator=generator)
+            merged[f"{name}.weight"] = layer.base_layer.weight.data + layer.get_delta_weight("default")
+    return config, merged
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("form", ["diffusers", "peft"])
+def test_scales_are_pefts(name: str, form: str, transformer: Any, tmp_path: Path) -> None:
+    from kiwi_cli.model.checkpoint import load_transformer
+
+    config, merged = adapted(transformer, SETTINGS[name])
+    factors = {key.replace(".default", ""): v for key, v in transformer.state_dict().items() if ".lora_" in key}
+    settings = json.loads(json.dumps(config.to_dict(), default=lambda value: sorted(value)))
+    if form == "diffusers":
+        from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, _pack_dict_with_prefix
+
+        path = tmp_path / "pytorch_lora_weights.safetensors"
+        header = {LORA_ADAPTER_METADATA_KEY: json.dumps(_pack_dict_with_prefix(settings, "transformer"))}
+        save_file({f"transformer.{key}": value for key, value in factors.items()}, path, metadata=header)
+    else:
+        path = tmp_path / "adapter_model.safetensors"
+        save_file({f"base_model.model.{key}": value for key, value in factors.items()}, path)
+        (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    fresh = load_transformer(CHECKPOINT / "transformer", torch.float32, "cpu")
+    lora.apply(fresh, [LoraSpec(str(path))], OFFLINE)
+    assert_weights(fresh, merged)
+
+
+def test_settings_beside_a_file_that_has_another_name(transformer: Any, tmp_path: Path) -> None:
+    path = write_lora(tmp_path / "style.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": 2 * RANK}))
+    lora.apply(transformer, [LoraSpec(str(path))], OFFLINE)
+    assert_weights(transformer, expected(2.0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"peft_type": "LOHA"}, "LOHA"),
+        ({"r": 7, "lora_alpha": 7}, "says rank 7 .* holds rank 3"),
+        ({"r": RANK, "lora_alpha": "much"}, "'lora_alpha' is 'much'"),
+        ({"r": RANK, "lora_alpha": 1, "alpha_pattern": {"(a+)+": 1}}, "alpha_pattern"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+        ({"bias": "all"}, "biases"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_settings_that_are_not_carried_out_are_refused(
+    settings: dict[str, Any], words: str, transformer: Any, tmp_path: Path
+) -> None:
+    path = write_lora(tmp_path / "x.safetensors")
+    said = {"lora_adapter_metadata": json.dumps({f"transformer.{key}": value for key, value in settings.items()})}
+    save_file(load_file(path), path, metadata=said)
+    with pytest.raises(CheckpointError, match=words):
+        lora.apply(transformer, [LoraSpec(str(path))], OFFLINE)
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        ("lycoris_blocks_0_self_attn_q.lokr_w1", "a LoKr"),
+        ("lora_unet_blocks_0_self_attn_q.hada_w1_a", "a LoHa"),
+        ("transformer.blocks.0.attn1.to_q.lora_magnitude_vector", "a DoRA"),
+        ("diffusion_model.blocks.0.self_attn.q.dora_scale", "a DoRA"),
+        ("lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", "text encoder"),
+        ("text_encoder.text_model.layers.0.q_proj.lora_A.weight", "text encoder"),
+        ("transformer.blocks.0.attn1.to_q.lora_B.bias", "biases"),
+        ("base_model.model.blocks.0.attn1.to_q.base_layer.bias", "biases"),
+    ],
+)
+def test_other_kinds_are_named(key: str, kind: str, transformer: Any, tmp_path: Path) -> None:
+    path = write_lora(tmp_path / "x.safetensors", **{key: torch.ones(4, 4)})
+    with pytest.raises(CheckpointError, match=kind) as error:
+        lora.apply(transformer, [LoraSpec(str(path))], OFFLINE)
+    assert "not read" in error.value.message and key in error.value.message
+
+
+def test_values_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    from kiwi_cli.model.checkpoint import load_transformer
+
+    half = load_transformer(CHECKPOINT / "transformer", torch.float16, "cpu")
+    path = write_lora(tmp_path / "x.safetensors")
+    tensors = load_file(path)
+    key = "transformer.blocks.0.attn1.to_q.lora_B.weight"
+    tensors[key][0, 0] = torch.nan
+    save_file(tensors, tmp_path / "nan.safetensors")
+    with pytest.raises(CheckpointError, match=r"nan\.safetensors' holds values that are not finite"):
+        lora.apply(half, [LoraSpec(str(tmp_path / "nan.safetensors"))], OFFLINE)
+    with pytest.raises(CheckpointError, match=r"x\.safetensors'.* does not fit into float16"):
+        lora.apply(half, [LoraSpec(str(path), 1e6)], OFFLINE)

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from kiwi_cli.errors import CheckpointError
-from kiwi_cli.weights import TensorFiles, open_all
+from kiwi_cli.weights import TensorFiles, open_all, read_json
 from kiwi_cli.weights.layout import RELEASED, STEM, choose_raw
 from kiwi_cli.weights.tensorfile import Entry, read_header, split, write_part
 
@@ -209,3 +209,22 @@ def test_which_raw_file_is_meant() -> None:
     ):
         with pytest.raises(CheckpointError, match=words):
             choose_raw(names, "r")
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 4194304\n"
+
+
+def test_a_git_lfs_pointer_is_called_so(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(POINTER)
+    with pytest.raises(CheckpointError, match="is a Git LFS pointer") as error:
+        read_header(path)
+    assert "git lfs pull" in error.value.hint
+    (tmp_path / "config.json").write_bytes(POINTER)
+    with pytest.raises(CheckpointError, match="is a Git LFS pointer"):
+        read_json(tmp_path / "config.json")
+
+
+def test_a_config_with_a_mark_at_its_start_is_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(tmp_path / "config.json") == {"a": 1}

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kiwi_cli.base.whole import whole_file
 from kiwi_cli.errors import MediaError
 from kiwi_cli.video import Size, probe, read_frames, select
+from kiwi_cli.video.plain import write_mp4
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,40 +33,17 @@ def write_clip(path: Path, chunks: Iterable[np.ndarray], fps: Fraction, size: Si
     The file appears under its name when it is whole. Returns the number of frames.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        if path.suffix == ".png":
-            from PIL import Image
+    with whole_file(path, synced=True) as part:
+        if path.suffix != ".png":
+            count = write_mp4(part, chunks, fps, size, CRF, note)
+            if not count:
+                raise MediaError(f"no frames came out for '{path.name}'", "this is a fault in kiwi")
+            return count
+        from PIL import Image
 
-            frame = next(iter(chunks))[0]
-            Image.fromarray(frame).save(part)
-            count = 1
-        else:
-            count = _encode(part, chunks, fps, size, note)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return count
-
-
-def _encode(path: Path, chunks: Iterable[np.ndarray], fps: Fraction, size: Size, note: str) -> int:
-    import av
-
-    count = 0
-    with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
-        container.metadata["comment"] = note
-        stream = container.add_stream("libx264", rate=fps.limit_denominator(100_000), options={"crf": CRF})
-        stream.width, stream.height, stream.pix_fmt = size.width, size.height, "yuv420p"
-        for chunk in chunks:
-            for frame in chunk:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-                count += 1
-        container.mux(stream.encode())
-    if not count:
-        raise MediaError(f"no frames came out for '{path.name}'", "this is a fault in kiwi")
-    return count
+        frame = next(iter(chunks))[0]
+        Image.fromarray(frame).save(part)
+        return 1
 
 
 def clip_frames(path: Path, count: int | None = None, max_side: int | None = None) -> Iterator[np.ndarray]:

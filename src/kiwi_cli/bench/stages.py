@@ -6,26 +6,36 @@ Nothing heavy is imported before a stage needs it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kiwi_cli.bench import cost, runs
-from kiwi_cli.bench.items import BENCHMARKS, Benchmark, Item, choose, parse_shard
-from kiwi_cli.bench.judging import JudgeSummary, Terms, judge_items
-from kiwi_cli.bench.protocols import Protocol, find_protocol, rubric_for
-from kiwi_cli.bench.rubrics import Rubric
-from kiwi_cli.console import Console, format_seconds
+from kiwi_cli.base.events import Events, Stages
+from kiwi_cli.base.text import count as counted
+from kiwi_cli.base.text import format_seconds
+from kiwi_cli.batch.crew import Crew
+from kiwi_cli.batch.jobs import Job
+from kiwi_cli.batch.shard import parse_shard
+from kiwi_cli.batch.worker import Told
+from kiwi_cli.bench import editors
+from kiwi_cli.bench import run as runs
+from kiwi_cli.bench.judges import cost
+from kiwi_cli.bench.judges.judging import JudgeSummary, Terms, judge_items
+from kiwi_cli.bench.judges.protocols import Protocol, find_protocol, rubric_for
+from kiwi_cli.bench.judges.rubrics import Rubric
+from kiwi_cli.bench.suites.items import BENCHMARKS, Benchmark, Item, choose
+from kiwi_cli.editors.registry import check_used
+from kiwi_cli.engine.choice import ModelChoice, Sampling, check_together
 from kiwi_cli.errors import KiwiError, UsageError
 
 if TYPE_CHECKING:
-    from kiwi_cli.bench.data import Dataset
     from kiwi_cli.bench.edit import EditSummary
     from kiwi_cli.bench.judges.base import Judge
-    from kiwi_cli.pipeline import KiwiPipeline
+    from kiwi_cli.bench.suites.data import Dataset
 
 STAGES = ("data", "edit", "judge", "report", "all")
-JUDGES = ("gemini", "openai", "local")
+JUDGES = ("gemini", "openai", "local", "vefx")
+HERE = ("local", "vefx")  # judges on this machine: nothing is paid, and one question is asked at a time
 LOCAL_MODEL = "Qwen/Qwen2.5-VL-7B-Instruct"
 
 
@@ -34,21 +44,21 @@ class BenchRequest:
     """What the person asked for; `check` looks at it before anything is loaded or fetched.
 
     Attributes:
-        profile: overrides of the published settings, by `Profile`'s names.
-        worker_arguments: the command line that a process for one GPU is started with.
+        choice: the model; without a name, the best published for the task.
+        sampling: its steps, seed and shortcuts.
+        profile: other overrides of the published settings, by `Profile`'s names.
     """
 
     benchmark: str
     stage: str = "all"
     data: Path | None = None
     out: Path | None = None
-    model: str | None = None
+    choice: ModelChoice = field(default_factory=ModelChoice)
+    sampling: Sampling = field(default_factory=Sampling)
     limit: int | None = None
     categories: tuple[str, ...] = ()
     shard: str | None = None
     gpus: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
     profile: dict[str, Any] = field(default_factory=dict)
     protocol: str = "house"
     rubrics: Path | None = None
@@ -61,19 +71,18 @@ class BenchRequest:
     price: str | None = None
     retry_failed: bool = False
     dry_run: bool = False
-    worker_arguments: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
         """The run's folder."""
         if self.out is not None:
             return self.out
-        model = runs.safe_name(self.model_name.rsplit("/", 1)[-1])
-        return Path(f"bench-{self.benchmark}-{model}")
+        return Path(f"bench-{self.benchmark}-{editors.short_name(self.editor)}")
 
     @property
-    def model_name(self) -> str:
-        return self.model or BENCHMARKS[self.benchmark].model
+    def editor(self) -> ModelChoice:
+        """The choice with its model named."""
+        return editors.chosen(self.choice, BENCHMARKS[self.benchmark])
 
     def does(self, stage: str) -> bool:
         return self.stage in (stage, "all")
@@ -106,7 +115,16 @@ def check(request: BenchRequest) -> None:
         raise UsageError("--gpus and --shard exclude each other", "--gpus makes the shards itself")
     if request.shard is not None:
         parse_shard(request.shard)
+    check_together(request.choice, request.sampling)
+    if request.does("edit"):
+        check_used(request.choice, request.sampling, frozenset({"device", "dtype"}))  # the judge has a use for these
+    if request.sampling.calibrate_cache is not None:
+        raise UsageError(
+            "a benchmark measures no cache ratios", "measure them in one edit: kiwi edit --calibrate-cache"
+        )
     find_protocol(request.protocol, request.benchmark)
+    if (request.judge == "vefx") != (request.protocol == "vefx"):  # its scale and its questions are nobody else's
+        raise UsageError("--judge vefx and --protocol vefx go together", "pass both, or neither")
     if request.price is not None:
         cost.parse_price(request.price)
 
@@ -121,7 +139,7 @@ class Outcome:
     judged: JudgeSummary | None = None
 
 
-def perform(request: BenchRequest, console: Console) -> Outcome:
+def perform(request: BenchRequest, events: Events) -> Outcome:
     """Carry out the stages asked for, but for the report.
 
     Raises:
@@ -136,9 +154,9 @@ def perform(request: BenchRequest, console: Console) -> Outcome:
         judge = None if request.dry_run else make_judge(request, protocol)
     outcome = Outcome()
     if request.does("data") or request.does("edit"):
-        outcome.run, outcome.dataset = _begin(request, benchmark, console)
+        outcome.run, outcome.dataset = _begin(request, benchmark, events)
     else:
-        from kiwi_cli.bench.data import find_table
+        from kiwi_cli.bench.suites.data import find_table
 
         root = find_table(benchmark, request.data).parent if request.data is not None else None
         outcome.run = runs.open_run(request.folder, root)
@@ -155,89 +173,73 @@ def perform(request: BenchRequest, console: Console) -> Outcome:
     if not request.categories and benchmark.headline and request.does("judge") and protocol.name == "kiwi":
         items = [item for item in items if item.category in benchmark.headline]
     if request.does("edit"):
-        outcome.edits = _edit(request, run, items, shard, console)
+        outcome.edits = _edit(request, run, items, events)
     if request.does("judge") and rubric is not None:
-        _announce_cost(request, run, items, protocol, judge, console)
+        _announce_cost(request, run, items, protocol, judge, events)
         if judge is not None:
-            outcome.judged = _judge(request, run, items, protocol, rubric, judge, shard, console)
+            outcome.judged = _judge(request, run, items, protocol, rubric, judge, shard, events)
     return outcome
 
 
-def _begin(request: BenchRequest, benchmark: Benchmark, console: Console) -> tuple[runs.Run | None, Dataset]:
-    from kiwi_cli.bench import data
+def _begin(request: BenchRequest, benchmark: Benchmark, events: Events) -> tuple[runs.Run | None, Dataset]:
+    from kiwi_cli.bench.suites import data
 
-    dataset = data.load(benchmark, request.data, console, request.folder / "data")
+    dataset = data.load(benchmark, request.data, events, request.folder / "data")
     if not request.does("edit"):
         return None, dataset
-    from kiwi_cli.bench.edit import Profile, fingerprint
+    from kiwi_cli.bench.edit import Profile
 
-    profile = Profile().changed(**request.profile)
-    model = {"name": request.model_name, "fingerprint": ""}
-    if request.dry_run:  # nothing is written, and no model is needed
-        identity = runs.describe(benchmark.name, dataset.describe(), model, profile.describe())
-        return runs.Run(request.folder, identity, dataset.items, dataset.root), dataset
-    from kiwi_cli.weights import hub
-
-    model["fingerprint"] = fingerprint(hub.ensure(request.model_name, console=console))
+    profile = Profile.of(request.choice, request.sampling, **request.profile)
+    model = editors.describe(request.editor, None if request.dry_run else events)
     identity = runs.describe(benchmark.name, dataset.describe(), model, profile.describe())
+    if request.dry_run:  # nothing is written, and no model is needed
+        return runs.Run(request.folder, identity, dataset.items, dataset.root), dataset
     return runs.start(request.folder, identity, dataset.items, dataset.root), dataset
 
 
-def _edit(
-    request: BenchRequest, run: runs.Run, items: Sequence[Item], shard: tuple[int, int] | None, console: Console
-) -> EditSummary | None:
-    from kiwi_cli.bench.edit import EditSummary, Profile, edit_items, last_failures
+def _edit(request: BenchRequest, run: runs.Run, items: Sequence[Item], events: Events) -> EditSummary | None:
+    from kiwi_cli.bench.edit import Profile, edit_items
 
     profile = Profile(**run.identity["settings"])
-    console.note(f"settings {profile}")
+    events.note(f"settings {profile}")
     done = len(run.complete(items))
-    console.note(f"{len(items)} items to edit, {done} of them done already, in '{run.folder}'")
+    events.note(f"{counted(len(items), 'item')} to edit, {done} of them done already, in '{run.folder}'")
+    undone = [item for item in items if not run.edited(item).is_file()]
+    if price := editors.price_of(request.editor, run, undone, profile.frames):
+        events.note(f"editing by '{request.editor.name}': {price}")
     if request.dry_run:
         return None
-    labels = {"items": "edit"}
-    if request.gpus is not None and done < len(items):
-        from kiwi_cli.bench.workers import parse_gpus, run_shards
-
-        devices = parse_gpus(request.gpus)
-        console.note(f"one process on each of {', '.join(devices)}")
-        with console.stages(labels) as stages:
-            bad = run_shards(request.worker_arguments, devices, lambda: len(run.complete(items)), len(items), stages)
-        failures = {key: why for key, why in last_failures(run).items() if key in {item.id for item in items}}
-        for device, code, words in bad:
-            if not failures or code != 1:
-                console.warn(f"the process on {device} ended with {code}: {words}")
-        for key, reason in failures.items():
-            console.warn(f"'{key}': {reason}")
-        complete = len(run.complete(items))
-        for item in items:
-            if not run.edited(item).is_file():
-                failures.setdefault(item.id, "its process ended early")
-        return EditSummary(complete, complete - done, failures, sum(stages.seconds.values()))
-    with console.stages(labels) as stages:
-        summary = edit_items(
-            run,
-            items,
-            profile,
-            lambda: _load(request, console),
-            shard,
-            stages,
-            lambda item, reason: console.warn(f"'{item.id}': {reason}"),
-        )
+    crew = Crew(gpus=request.gpus)
+    if done < len(items) and (devices := crew.devices()):
+        events.note(f"one process on each of {', '.join(map(str, devices))}")
+    choice = editors.by_folder(request.editor, events)
+    with events.stages({"items": "edit"}) as stages:
+        told = _Shown(stages, done, events)
+        summary, troubles = edit_items(run, items, choice, request.sampling, crew, told, events)
+    for trouble in troubles:
+        events.warn(trouble)
     if summary.made:
         each = format_seconds(summary.seconds / summary.made)
-        console.note(f"{summary.made} items edited, {each} each")
+        cost = f", {summary.dollars:.2f} dollars" if summary.dollars is not None else ""
+        events.note(f"{summary.made} items edited, {each} each{cost}")
     return summary
 
 
-def _load(request: BenchRequest, console: Console) -> KiwiPipeline:
-    from kiwi_cli import weights
-    from kiwi_cli.devices import refuse_large_on_cpu
-    from kiwi_cli.pipeline import KiwiPipeline
-    from kiwi_cli.weights import hub
+class _Shown(Told):
+    """What a person sees of items as they are edited: one bar, and each failure."""
 
-    folder = hub.ensure(request.model_name, console=console)
-    refuse_large_on_cpu(weights.parameter_count(folder), request.device)
-    return KiwiPipeline.from_pretrained(str(folder), device=request.device, dtype=request.dtype)
+    def __init__(self, stages: Stages, before: int, events: Events) -> None:
+        self.stages, self.before, self.events = stages, before, events
+        self._shown = 0
+
+    def ended(self, job: Job, record: dict[str, Any]) -> None:
+        if record["state"] == "failed":
+            self.events.warn(f"'{job.label}': {record['reason']}")
+
+    def settled(self, done: int, failed: int, total: int) -> None:
+        if done + failed > self._shown:
+            self._shown = done + failed
+            self.stages("items", self.before + done + failed, self.before + total)
 
 
 def make_judge(request: BenchRequest, protocol: Protocol) -> Judge:
@@ -257,9 +259,13 @@ def make_judge(request: BenchRequest, protocol: Protocol) -> Judge:
             raise UsageError("no judge named", "name the endpoint's model with --judge-model")
         media: Any = request.judge_media
         return OpenAIJudge(request.judge_model, request.judge_url, request.judge_timeout, media)
+    if request.judge == "vefx":
+        from kiwi_cli.bench.judges.vefx import VefxJudge
+
+        return VefxJudge(request.judge_model or protocol.model, request.choice.device, request.choice.dtype)
     from kiwi_cli.bench.judges.local import LocalJudge
 
-    return LocalJudge(request.judge_model or LOCAL_MODEL, request.device, request.dtype)
+    return LocalJudge(request.judge_model or LOCAL_MODEL, request.choice.device, request.choice.dtype)
 
 
 def _announce_cost(
@@ -268,9 +274,9 @@ def _announce_cost(
     items: Sequence[Item],
     protocol: Protocol,
     judge: Judge | None,
-    console: Console,
+    events: Events,
 ) -> None:
-    if request.judge == "local":
+    if request.judge in HERE:
         return
     model = judge.model if judge is not None else request.judge_model or protocol.model
     tokens = cost.estimate_tokens(run, items)
@@ -279,8 +285,8 @@ def _announce_cost(
     words = (
         f"about {amount:.2f} dollars at list price" if amount is not None else "price not known; --price IN/OUT says it"
     )
-    console.note(
-        f"judging {len(items)} items by '{model}': about {tokens[0] / 1e6:.2f} million tokens in, "
+    events.note(
+        f"judging {counted(len(items), 'item')} by '{model}': about {tokens[0] / 1e6:.2f} million tokens in, "
         f"{tokens[1] / 1e6:.2f} million out; {words}; what is in the ledger already is free"
     )
 
@@ -293,22 +299,20 @@ def _judge(
     rubric: Rubric,
     judge: Judge,
     shard: tuple[int, int] | None,
-    console: Console,
+    events: Events,
 ) -> JudgeSummary:
-    from dataclasses import replace
+    from kiwi_cli.bench.judges.ledger import Ledger
+    from kiwi_cli.bench.report.scores import same_model
 
-    from kiwi_cli.bench.ledger import Ledger
-    from kiwi_cli.bench.scores import same_model
-
-    terms = replace(request.terms, concurrency=1) if request.judge == "local" else request.terms
-    console.note(f"protocol '{protocol.name}', rubric '{rubric.version}', {terms.concurrency} questions at once")
+    terms = replace(request.terms, concurrency=1) if request.judge in HERE else request.terms
+    events.note(f"protocol '{protocol.name}', rubric '{rubric.version}', {terms.concurrency} questions at once")
     with Ledger(run.folder, shard) as ledger:
         if ledger.in_doubt:
-            console.warn(
+            events.warn(
                 f"{ledger.in_doubt} questions were on their way when an earlier run ended; their answers are lost, "
                 "and asking again may charge them twice"
             )
-        with console.stages({"items": "judge"}) as stages:
+        with events.stages({"items": "judge"}) as stages:
             summary = judge_items(
                 run,
                 items,
@@ -319,23 +323,21 @@ def _judge(
                 terms,
                 request.retry_failed,
                 stages,
-                lambda item, reason: console.warn(f"'{item.id}': {reason}"),
+                lambda item, reason: events.warn(f"'{item.id}': {reason}"),
             )
     price = cost.parse_price(request.price) if request.price else None
     amount = cost.dollars(judge.model, (summary.input_tokens, summary.output_tokens), price)
-    console.note(
+    events.note(
         f"{summary.scored} of {len(items)} items scored; {summary.answers} answers now, "
         f"{summary.input_tokens} tokens in, {summary.output_tokens} out"
         + (f", {amount:.2f} dollars at list price" if amount is not None else "")
     )
     if summary.unedited:
-        console.warn(f"{len(summary.unedited)} items have no result yet and were not judged")
+        events.warn(f"without a result yet, and not judged: {counted(len(summary.unedited), 'item')}")
     for version in sorted(summary.answered_by):
         if version and not same_model(judge.model, version):
             count = summary.answered_by[version]
-            console.warn(
-                f"'{version}' answered {count} questions put to '{judge.model}'; its scores carry its own name"
-            )
+            events.warn(f"'{version}' answered {count} questions put to '{judge.model}'; its scores carry its own name")
     return summary
 
 
@@ -352,7 +354,7 @@ def raise_failures(outcome: Outcome) -> None:
     if failures:
         name = next(iter(failures))
         raise KiwiError(
-            f"{len(failures)} items failed, the first, '{name}': {failures[name]}",
+            f"{counted(len(failures), 'item')} failed, the first, '{name}': {failures[name]}",
             "run the same command again; what is done is kept (unreadable answers: --retry-failed)",
         )
 

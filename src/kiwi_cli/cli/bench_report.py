@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kiwi_cli.cli import options
-from kiwi_cli.cli.bench import bench
-from kiwi_cli.console import Console
+from kiwi_cli.cli.console import Console
+from kiwi_cli.cli.root import bench
 from kiwi_cli.errors import MediaError, UsageError
 
 if TYPE_CHECKING:
-    from kiwi_cli.bench.runs import Run
+    from kiwi_cli.bench.run import Run
 
 LEAST_WIDTH, PLAIN_WIDTH = 80, 140  # characters; the second off a terminal
 
@@ -48,8 +48,8 @@ def report(
       kiwi bench report --compare runs/before runs/after
     """
     console = Console(quiet=quiet, as_json=as_json)
-    from kiwi_cli.bench.report import names_of
-    from kiwi_cli.bench.runs import open_run
+    from kiwi_cli.bench.report.data import names_of
+    from kiwi_cli.bench.run import open_run
 
     paths = list(dict.fromkeys(path.resolve() for path in [*folders, *(compare or ())]))
     if not paths:
@@ -75,8 +75,9 @@ def write_and_show(
     Raises:
         MediaError: the folder cannot be written to.
     """
-    from kiwi_cli.bench import report_html, report_text
-    from kiwi_cli.bench.report import build
+    from kiwi_cli.bench.report import html as report_html
+    from kiwi_cli.bench.report import text as report_text
+    from kiwi_cli.bench.report.data import build
 
     data = build(runs, capped, pair)
     try:

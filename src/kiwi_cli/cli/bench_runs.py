@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from kiwi_cli.bench.items import BENCHMARKS
+from kiwi_cli.base.option import MODEL, Row, rows
+from kiwi_cli.bench.suites.items import BENCHMARKS
 from kiwi_cli.cli import options
-from kiwi_cli.cli.bench import bench
-from kiwi_cli.console import Console
+from kiwi_cli.cli.console import Console
+from kiwi_cli.cli.endings import keeping
+from kiwi_cli.cli.root import bench
+from kiwi_cli.editing.request import EditRequest
+from kiwi_cli.engine.choice import ModelChoice, Sampling
 
 WORK, JUDGE, OUT, OVERRIDES = "What to do", "The judge", "The report", "Instead of the published settings"
 
@@ -28,14 +33,41 @@ EXAMPLES = """
 
       GEMINI_API_KEY=... kiwi bench {name} --stage judge --out runs/mine
 """
-TEXTS = {
-    "openve": "OpenVE-Bench: 431 instruction edits of video, eight types.",
-    "refvie": "RefVIE-Bench: 110 edits of video with a reference picture.",
-    "imgedit": "ImgEdit, single turn: edits of pictures.",
+
+
+FROM_THE_ENVIRONMENT = ("model", "download", "device", "dtype", "max_memory")
+"""The others' variables are meant for edits; a benchmark keeps to the published settings unless it is told."""
+PUBLISHED = {
+    "model": "the best published for the task",
+    "steps": "50",
+    "frames": "81",
+    "size": "the clip's, up to 1280x720 pixels, floored to 32",
 }
 
 
+def _rows() -> list[Row]:
+    """What decides how items are edited: the model, the sampling, and how much of a clip the model is given."""
+    nested = (*fields(ModelChoice), *fields(Sampling))
+    names = [each.name for each in nested if each.name != "calibrate_cache"] + ["frames", "size"]
+    found = []
+    for name in names:
+        row = rows(EditRequest)[name]
+        group = row.option.group if row.option.group == MODEL else OVERRIDES
+        env = row.option.env if name in FROM_THE_ENVIRONMENT else None
+        row = row.but(group=group, env=env, unset=PUBLISHED.get(name, row.option.unset))
+        if name == "model":
+            row = row.but(default=None)
+        if name == "size":
+            row = row.but(help="Size the model works at, and the result has: 720p, 480p, source or WIDTHxHEIGHT.")
+        found.append(row)
+    return found
+
+
+ROWS = _rows()
+
+
 def _command(name: str) -> Any:
+    @options.takes(ROWS)
     def command(
         stage: Annotated[
             str, typer.Option(help="data, edit, judge, report or all.", rich_help_panel=WORK, metavar="STAGE")
@@ -66,33 +98,15 @@ def _command(name: str) -> Any:
         dry_run: Annotated[
             bool, typer.Option("--dry-run", help="Say what would be done and what it costs.", rich_help_panel=WORK)
         ] = False,
-        model: Annotated[
-            str | None,
-            typer.Option(
-                help="A model's name, a Hub id or a folder. Default: the best published for the task.",
-                envvar="KIWI_MODEL",
-                rich_help_panel=options.MODEL,
-            ),
-        ] = None,
-        device: options.Device = "auto",
-        dtype: options.Dtype = "auto",
-        steps: Annotated[int | None, typer.Option(help="Default: 50.", rich_help_panel=OVERRIDES)] = None,
-        seed: Annotated[int | None, typer.Option(help="Default: 0.", rich_help_panel=OVERRIDES)] = None,
-        frames: Annotated[int | None, typer.Option(help="Default: 81.", rich_help_panel=OVERRIDES)] = None,
-        size: Annotated[
-            str | None,
-            typer.Option(
-                help="WxH. Default: the clip's, up to 1280x720 pixels, floored to 32.", rich_help_panel=OVERRIDES
-            ),
-        ] = None,
+        *,
         protocol: Annotated[
-            str, typer.Option(help="house, kiwi (as Kiwi-Edit's page) or openve.", rich_help_panel=JUDGE)
+            str, typer.Option(help="house, kiwi (as Kiwi-Edit's page), openve or vefx.", rich_help_panel=JUDGE)
         ] = "house",
         rubrics: Annotated[
             Path | None,
-            typer.Option(help="The authors' script, for kiwi and openve.", rich_help_panel=JUDGE, metavar="FILE"),
+            typer.Option(help="The authors' script, for kiwi, openve and vefx.", rich_help_panel=JUDGE, metavar="FILE"),
         ] = None,
-        judge: Annotated[str, typer.Option(help="gemini, openai or local.", rich_help_panel=JUDGE)] = "gemini",
+        judge: Annotated[str, typer.Option(help="gemini, openai, local or vefx.", rich_help_panel=JUDGE)] = "gemini",
         judge_model: Annotated[
             str | None, typer.Option(help="Default: the protocol's.", rich_help_panel=JUDGE, metavar="NAME")
         ] = None,
@@ -126,10 +140,13 @@ def _command(name: str) -> Any:
         ] = False,
         as_json: options.AsJson = False,
         quiet: options.Quiet = False,
+        **values: Any,
     ) -> None:
-        perform(name, locals())
+        arguments = dict(locals())
+        perform(name, {**arguments, **options.gathered(arguments.pop("values"))})
 
-    command.__doc__ = TEXTS[name] + EXAMPLES.format(name=name)
+    benchmark = BENCHMARKS[name]
+    command.__doc__ = f"{benchmark.title}: {benchmark.about}.{EXAMPLES.format(name=name)}"
     return command
 
 
@@ -138,21 +155,20 @@ def perform(name: str, arguments: dict[str, Any]) -> None:
     console = Console(quiet=arguments["quiet"], as_json=arguments["as_json"])
 
     from kiwi_cli.bench import stages
-    from kiwi_cli.bench.judging import Terms
+    from kiwi_cli.bench.judges.judging import Terms
 
     request = stages.BenchRequest(
         benchmark=name,
         stage=arguments["stage"],
         data=arguments["data"],
         out=arguments["out"],
-        model=arguments["model"],
         limit=arguments["limit"],
         categories=tuple(arguments["category"]),
         shard=arguments["shard"],
         gpus=arguments["gpus"],
-        device=arguments["device"],
-        dtype=arguments["dtype"],
-        profile={key: arguments[key] for key in ("steps", "seed", "frames", "size")},
+        choice=ModelChoice(**{**_part(ModelChoice, arguments), "model": arguments["model"] or ""}),
+        sampling=Sampling(**_part(Sampling, arguments)),
+        profile={key: arguments[key] for key in ("frames", "size")},
         protocol=arguments["protocol"],
         rubrics=arguments["rubrics"],
         judge=arguments["judge"],
@@ -164,9 +180,9 @@ def perform(name: str, arguments: dict[str, Any]) -> None:
         price=arguments["price"],
         retry_failed=arguments["retry_failed"],
         dry_run=arguments["dry_run"],
-        worker_arguments=worker_arguments(name, arguments),
     )
-    outcome = stages.perform(request, console)
+    with keeping(f"items that are done are kept in '{request.folder}'"):
+        outcome = stages.perform(request, console)
     if arguments["metrics"] and outcome.run is not None and not request.dry_run:
         measure(request, outcome, arguments, console)
     if outcome.run is None:
@@ -182,11 +198,18 @@ def perform(name: str, arguments: dict[str, Any]) -> None:
     stages.raise_failures(outcome)
 
 
+def _part(kind: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that are fields of a choice."""
+    return {each.name: arguments[each.name] for each in fields(kind) if each.name in arguments}
+
+
 def summary(outcome: Any) -> dict[str, Any]:
     """The JSON object of a run without a report."""
     data: dict[str, Any] = {"folder": str(outcome.run.folder), "benchmark": outcome.run.benchmark.name}
     if outcome.edits is not None:
         data["edited"] = {"done": outcome.edits.done, "made": outcome.edits.made, "failures": outcome.edits.failures}
+        if outcome.edits.dollars is not None:
+            data["edited"]["dollars"] = round(outcome.edits.dollars, 4)
     if outcome.judged is not None:
         judged = outcome.judged
         data["judged"] = {
@@ -204,8 +227,9 @@ def summary(outcome: Any) -> dict[str, Any]:
 
 def measure(request: Any, outcome: Any, arguments: dict[str, Any], console: Console) -> None:
     """`--metrics`: the figures that need no judge."""
-    from kiwi_cli.bench.diagnostics import measure_run
-    from kiwi_cli.bench.items import choose, parse_shard
+    from kiwi_cli.batch.shard import parse_shard
+    from kiwi_cli.bench.metrics.measure import measure_run
+    from kiwi_cli.bench.suites.items import choose
 
     shard = parse_shard(request.shard) if request.shard else None
     items = choose(outcome.run.items, request.categories, request.limit, shard)
@@ -213,17 +237,6 @@ def measure(request: Any, outcome: Any, arguments: dict[str, Any], console: Cons
         failures = measure_run(outcome.run, items, arguments["device"], shard, progress)
     for name, reason in failures.items():
         console.warn(f"'{name}': {reason}")
-
-
-def worker_arguments(name: str, arguments: dict[str, Any]) -> tuple[str, ...]:
-    """The command line of a process that edits one GPU's share."""
-    words = ["bench", name, "--stage", "edit"]
-    for key in ("data", "out", "model", "limit", "dtype", "steps", "seed", "frames", "size"):
-        if arguments[key] is not None:
-            words += [f"--{key}", str(arguments[key])]
-    for category in arguments["category"]:
-        words += ["--category", category]
-    return tuple(words)
 
 
 for _name in BENCHMARKS:

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kiwi_cli.base.option import rows
+from kiwi_cli.base.text import format_bytes
 from kiwi_cli.cli import options
-from kiwi_cli.cli.bench import bench
-from kiwi_cli.console import Console, format_bytes
+from kiwi_cli.cli.console import Console
+from kiwi_cli.cli.root import bench
+from kiwi_cli.editing.request import EditRequest
+from kiwi_cli.engine.choice import ModelChoice, Sampling, check_together
 from kiwi_cli.errors import UsageError
-from kiwi_cli.request import check_modes
 
 if TYPE_CHECKING:
-    from kiwi_cli.bench.speed import SpeedResult
+    from kiwi_cli.bench.speed.measure import SpeedResult
 
 MODELS = ("5b", "mid", "small")
 STAGES = {"load": "build the model", "rounds": "measure"}
 
 
+MODES = ("memory", "max_memory", "quantize", "attention", "compile", "device", "dtype")
+SHORTCUTS = ("solver", "cache", "cache_threshold")
+
+
 @bench.command()
+@options.takes(rows(EditRequest)[name] for name in (*MODES, *SHORTCUTS))
 def speed(
     model: Annotated[str, typer.Option(help="Random weights of this size: 5b, mid (0.1 billion) or small.")] = "5b",
     size: Annotated[str, typer.Option(metavar="WxH", help="Size of the clip, multiples of 32.")] = "1280x704",
@@ -30,7 +38,7 @@ def speed(
     warmups: Annotated[int, typer.Option(help="Runs before the timed ones.")] = 1,
     repeats: Annotated[int, typer.Option(help="Timed runs; the median counts.")] = 3,
     against: Annotated[
-        str, typer.Option(metavar="WHAT", help="Also time this on the same weights: diffusers, or none.")
+        str, typer.Option(metavar="WHAT", help="Also time this on the same weights, in turn: diffusers, or none.")
     ] = "none",
     save: Annotated[
         Path | None,
@@ -40,18 +48,10 @@ def speed(
             show_default=False,
         ),
     ] = None,
-    memory: options.Memory = "auto",
-    max_memory: options.MaxMemory = None,
-    quantize: options.Quantize = "as-stored",
-    attention: options.Attention = "auto",
-    compile_blocks: options.Compile = False,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    solver: options.Solver = "euler",
-    cache: options.Cache = "off",
-    cache_threshold: options.CacheThreshold = None,
+    *,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
+    **values: Any,
 ) -> None:
     """Time every stage of an edit on random weights: nothing is downloaded.
 
@@ -81,18 +81,18 @@ def speed(
         raise UsageError(f"--frames must be 4k + 1, not {frames}", f"use {frames // 4 * 4 + 1}")
     if against not in ("none", "diffusers"):
         raise UsageError(f"unknown --against: '{against}'", "use diffusers or none")
-    check_modes(solver, cache, cache_threshold, quantize, attention, compile_blocks)
-    if cache == "mag":
+    choice = ModelChoice(**{name: values[name] for name in MODES})
+    sampling = Sampling(**{name: values[name] for name in SHORTCUTS})
+    if sampling.cache == "mag":
         raise UsageError("random weights have no ratios for --cache mag", "use first-block, easy or sea")
-    if against != "none" and quantize != "as-stored":
+    check_together(choice, sampling)
+    if against != "none" and choice.quantize != "as-stored":
         raise UsageError("--against compares the weights as stored", "leave --quantize out")
     if save is not None:
-        from kiwi_cli.video.failures import writing
+        _make(save)
 
-        with writing(save, "pass another --save", "pass a folder with --save"):
-            save.mkdir(parents=True, exist_ok=True)
-
-    from kiwi_cli.bench.speed import SpeedRequest, measure
+    from kiwi_cli.bench.speed.measure import measure
+    from kiwi_cli.bench.speed.request import SpeedRequest
 
     request = SpeedRequest(
         model=model,
@@ -101,24 +101,22 @@ def speed(
         frames=frames,
         steps=steps,
         reference=reference,
-        device=device,
-        dtype=dtype,
-        memory=memory,
-        max_memory=max_memory,
-        attention=attention,
-        compile=compile_blocks,
-        quantize=quantize,
-        solver=solver,
-        cache=cache,
-        cache_threshold=cache_threshold,
         against_library=against == "diffusers",
         warmups=warmups,
         repeats=repeats,
         save=None if save is None else str(save),
+        **values,
     )
     with console.stages(STAGES) as stages:
         result = measure(request, stages)
     console.result(text(result), result.as_json())
+
+
+def _make(folder: Path) -> None:
+    from kiwi_cli.video.failures import writing
+
+    with writing(folder, "pass another --save", "pass a folder with --save"):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 ROWS = {
@@ -161,7 +159,8 @@ def text(result: SpeedResult) -> str:
 
 def table(result: SpeedResult) -> str:
     """A row for each stage: seconds, counted operations and their rate, and the share of the floor, which is the time
-    that the operations take at the matrix rate."""
+    that the operations take at the matrix rate. Beside the library: its seconds, and the median of the ratios of
+    neighbours with their least and most."""
     from rich.console import Console as RichConsole
     from rich.table import Table
 
@@ -171,7 +170,7 @@ def table(result: SpeedResult) -> str:
         "TFLOP",
         "TFLOP/s",
         "of the floor",
-        *(("library, s", "ratio") if result.library else ()),
+        *(("library, s", "ours / library") if result.library else ()),
     ):
         rows.add_column(heading, justify="right")
     labels = ROWS if result.request.warmups else ROWS | {"edit": "edit, with the cold"}
@@ -183,7 +182,8 @@ def table(result: SpeedResult) -> str:
         row += ["", ""] if operations is None else [f"{operations:.4g}", f"{operations / seconds:.3g}"]
         row.append("" if floor is None else f"{100 * floor / seconds:.0f} % of {floor:.3g} s")
         if name in result.library:
-            row += [f"{result.library[name]:.3f}", f"{result.library[name] / seconds:.2f}"]
+            beside = result.library[name]
+            row += [f"{beside.seconds:.3f}", f"{beside.ratio:.3f} ({beside.least:.3f} to {beside.most:.3f})"]
         rows.add_row(label, *row)
     wide = RichConsole(width=120, color_system=None)
     with wide.capture() as capture:

@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from kiwi_cli.cli import app
-from kiwi_cli.console import Console, format_bytes
+from kiwi_cli.base.text import count, format_bytes
+from kiwi_cli.cli.console import Console
+from kiwi_cli.cli.root import app
 from kiwi_cli.errors import CheckpointError, UsageError
-from kiwi_cli.variants import QWEN_REPO, WAN_REPO, complete_names
+from kiwi_cli.weights.catalog import QWEN_REPO, WAN_REPO, complete_names
 
 BASE = "Base models of a raw checkpoint"
 CONVERT_DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -95,7 +96,7 @@ def convert(
     for note in notes:
         console.warn(note)
     written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    console.note(f"{format_bytes(written)} in {sum(path.is_file() for path in out.rglob('*'))} files")
+    console.note(f"{format_bytes(written)} in {count(sum(path.is_file() for path in out.rglob('*')), 'file')}")
     console.result(str(out), {"output": str(out), "bytes": written, "notes": notes})
 
 
@@ -109,15 +110,15 @@ def _convert(
     limit: int,
     console: Console,
 ) -> list[str]:
-    from kiwi_cli.weights import raw
+    from kiwi_cli.weights import raw, raw_files
     from kiwi_cli.weights.fetch import Access
     from kiwi_cli.weights.layout import PICKLE_HINT, PICKLES
 
-    access = Access(console=console)
+    access = Access(events=console)
     path = Path(source).expanduser()
     first = reference_first
-    if path.is_dir() and not (path / "model_index.json").is_file() and raw.is_raw_folder(path):
-        path = raw.find_raw(path)
+    if path.is_dir() and not (path / "model_index.json").is_file() and raw_files.is_raw_folder(path):
+        path = raw_files.find_raw(path)
     elif not path.exists():
         path, known_first = raw.fetch_source(source, access)
         first = first or known_first

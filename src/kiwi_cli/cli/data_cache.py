@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kiwi_cli.cli.options import DEVICES, DTYPES, AsJson, Quiet, choices, flag
-from kiwi_cli.console import Console, count, format_bytes
+from kiwi_cli.base.text import count, format_bytes
+from kiwi_cli.cli import sharing
+from kiwi_cli.cli.console import Console
+from kiwi_cli.cli.options import AsJson, Quiet, choices, flag
+from kiwi_cli.cli.root import data
+from kiwi_cli.engine.choice import DEVICES, DTYPES
 from kiwi_cli.errors import EXIT_INTERRUPTED, KiwiError, UsageError
-from kiwi_cli.variants import complete_names
+from kiwi_cli.weights.catalog import complete_names
 
 if TYPE_CHECKING:
-    from kiwi_cli.train.cache import CacheReport
+    from kiwi_cli.batch.crew import Crew
+    from kiwi_cli.data.cache_jobs import Filling
+    from kiwi_cli.data.latents import CacheReport
 
 STORES = ("float32", "bfloat16")
 MAX_PIXELS = 1280 * 720
 DATA, MODEL = "The rows", "The model"
 
 
+@data.command()
 def cache(
     table: Annotated[
         Path,
@@ -47,16 +56,7 @@ def cache(
         Path,
         typer.Option("--out", metavar="DIR", help="Folder of the cache; made, or gone on with.", show_default=False),
     ],
-    base: Annotated[
-        Path | None,
-        typer.Option(
-            "--base",
-            metavar="DIR",
-            help="What the table's paths are relative to. Default: the table's folder.",
-            rich_help_panel=DATA,
-            show_default=False,
-        ),
-    ] = None,
+    base: Annotated[Path | None, sharing.base(DATA)] = None,
     max_pixels: Annotated[
         str,
         typer.Option(
@@ -121,6 +121,8 @@ def cache(
             rich_help_panel=MODEL,
         ),
     ] = "auto",
+    workers: sharing.Workers = None,
+    gpus: sharing.Gpus = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -132,39 +134,44 @@ def cache(
 
       kiwi data cache edits.csv --model instruct-reference --out cache/edits
 
+      kiwi data cache edits.csv --model instruct-reference --out cache/edits --gpus all
+
       kiwi data cache refvie.parquet --base ~/videos --model ~/kiwi-5b --out cache/refvie --max-pixels 600x600
     """
     area = parse_area(max_pixels)
     _check(frames, reference_views, held_out, max_bad, store, dtype)
-    from kiwi_cli.train import rows
+    from kiwi_cli.batch.crew import Crew
+    from kiwi_cli.data.rows import read_rows
 
-    if base is not None and not base.is_dir():
-        raise UsageError(f"no such folder: '{base}'", "pass the folder that the paths are relative to with --base")
-    total, bad = rows.scan(table, base)
-    rows.check_bad([f"{row.label}: {row.reason}" for row in bad], total, max_bad)
+    crew = Crew(workers, gpus)
+    crew.check()
+    total = _scanned(table, base, max_bad)
 
-    from kiwi_cli.devices import choose_device, choose_dtype
-    from kiwi_cli.train.cache import write_cache
-    from kiwi_cli.train.clips import Preparation, items
-    from kiwi_cli.train.encode import Encoder
-    from kiwi_cli.weights import locate
+    from kiwi_cli.data.cache_jobs import Filling
+    from kiwi_cli.data.clips import Preparation, items
+    from kiwi_cli.data.encode import Encoder
+    from kiwi_cli.data.latents import write_cache
+    from kiwi_cli.engine.devices import choose_device, choose_dtype
+    from kiwi_cli.weights.hub import locate
 
     console = Console(quiet=quiet, as_json=as_json)
     place = choose_device(device)
-    encoder = Encoder.from_folder(locate(model), place, choose_dtype(dtype, place), store)
+    folder = locate(model)
+    encoder = Encoder.from_folder(folder, place, choose_dtype(dtype, place), store)
     prepare = Preparation(area, frames, encoder.size_multiple, encoder.frames_per_latent)
-    done = 0
-    try:
+    with _told_when_interrupted(out, total) as told:
+        if crew.devices():
+            sizes = (area, frames, encoder.size_multiple, encoder.frames_per_latent)
+            _fill(Filling(out, table, base, folder, *sizes, reference_views, store, dtype, device), crew, console)
         with console.stages({"cache": "Encoding"}) as stages:
 
             def progress(number: int) -> None:
-                nonlocal done
-                done = number
+                told(number)
                 stages("cache", number, total)
 
             report = write_cache(
                 out,
-                items(rows.read_rows(table, base), prepare),
+                items(read_rows(table, base), prepare),
                 encoder,
                 held_out=held_out,
                 reference_views=reference_views,
@@ -173,13 +180,48 @@ def cache(
                 prune=prune,
                 progress=progress,
             )
+    _report(console, out, report, store, prune)
+
+
+@contextmanager
+def _told_when_interrupted(out: Path, total: int) -> Iterator[Callable[[int], None]]:
+    """A context that is told how many rows are done, and says so when it is interrupted."""
+    done = 0
+
+    def told(number: int) -> None:
+        nonlocal done
+        done = number
+
+    try:
+        yield told
     except KeyboardInterrupt:
         raise KiwiError(
             f"interrupted after {count(done, 'row')} of {total}; what is encoded is kept in '{out}'",
             "run the same command again to go on",
             EXIT_INTERRUPTED,
         ) from None
-    _report(console, out, report, store, prune)
+
+
+def _scanned(table: Path, base: Path | None, max_bad: float) -> int:
+    """How many rows a table has, whose files are looked for."""
+    from kiwi_cli.data import rows
+
+    sharing.check_base(base)
+    total, bad = rows.scan(table, base)
+    rows.check_bad([f"{row.label}: {row.reason}" for row in bad], total, max_bad)
+    return total
+
+
+def _fill(filling: Filling, crew: Crew, console: Console) -> None:
+    """Let several workers encode what is missing; the pass that writes the index finds it, or does it."""
+    from kiwi_cli.cli.batch_view import view
+    from kiwi_cli.data.cache_jobs import fill
+
+    with view(console, "pieces") as told:
+        rows, troubles = fill(filling, crew, told)
+    console.note(f"{count(rows, 'row')} gone through by several workers")
+    for trouble in troubles:
+        console.warn(trouble)
 
 
 def _check(frames: int, views: int, held_out: float, max_bad: float, store: str, dtype: str) -> None:
@@ -211,7 +253,7 @@ def parse_area(text: str) -> int:
 
 
 def _report(console: Console, out: Path, report: CacheReport, store: str, prune: bool) -> None:
-    from kiwi_cli.train.shards import total_bytes
+    from kiwi_cli.data.shards import total_bytes
 
     size = total_bytes(out)
     for line in report.bad:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from kiwi_cli.base.text import count, format_bytes
+from kiwi_cli.cli.console import Console
 from kiwi_cli.cli.options import AsJson, Overwrite, Quiet, choices, flag
-from kiwi_cli.console import Console, count, format_bytes
+from kiwi_cli.cli.root import data
 from kiwi_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from kiwi_cli.synth.wordings import Split
-    from kiwi_cli.synth.writer import Settings, TableFormat
+    from kiwi_cli.synth.writer import Settings, TableFormat, Written
 
 FORMATS = ("csv", "json", "jsonl")
 WORDINGS = ("seen", "held-out", "both")
@@ -23,6 +25,7 @@ GRID = 32  # pixels: training floors the sides to multiples of it
 CLIPS, ROWS = "The clips", "The rows"
 
 
+@data.command()
 def synth(
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="A folder that is not there yet.", show_default=False, readable=False)
@@ -37,7 +40,8 @@ def synth(
             "--kinds",
             metavar="KINDS",
             help="Kinds of edits, with commas between: black-and-white, sepia, night, snow, negative, pencil, "
-            "posterise, background, change, remove, add, reference-background, reference-subject. Default: all.",
+            "posterise, background, change, remove, add, reference-background, reference-subject (these by default); "
+            "'looks' for the 31 looks, or some of them by name (docs/synthetic-data.md).",
             rich_help_panel=ROWS,
             show_default=False,
         ),
@@ -56,6 +60,14 @@ def synth(
         ),
     ] = None,
     fps: Annotated[float, typer.Option("--fps", metavar="RATE", help="Frames a second.", rich_help_panel=CLIPS)] = 24.0,
+    natural: Annotated[
+        bool,
+        flag(
+            "--natural",
+            help="Scenes nearer to filmed ones, without things: for looks and the first seven kinds.",
+            rich_help_panel=CLIPS,
+        ),
+    ] = False,
     images: Annotated[
         bool,
         flag("--images", help="PNG pictures instead of clips, of one frame each.", rich_help_panel=CLIPS),
@@ -98,13 +110,16 @@ def synth(
 ) -> None:
     """Make synthetic rows: source clip, instruction, edited clip, reference picture and mask.
 
-    Shapes move over textured grounds; each clip is edited in one of 13 ways, and the truth is exact.
+    Shapes move over textured grounds; each clip is edited in one of 13 ways, or has one
+    of 31 looks, and the truth is exact.
 
     Examples:
 
       kiwi data synth rows --count 1000
 
       kiwi data synth styles --count 500 --kinds night,snow,sepia --size 128x96 --frames 17
+
+      kiwi data synth graded --count 620 --kinds looks --natural
 
       kiwi data synth test-rows --count 260 --held-out --format jsonl
     """
@@ -114,12 +129,14 @@ def synth(
     if wordings not in (None, *WORDINGS):
         raise UsageError(f"unknown wordings '{wordings}'", f"use one of {', '.join(WORDINGS)}")
     from kiwi_cli.synth import writer
-    from kiwi_cli.synth.wordings import KINDS, SPLITS
+    from kiwi_cli.synth.wordings import KINDS, LOOK_KINDS, SPLITS
 
     splits = SPLITS if wordings == "both" or (wordings is None and held_out) else (cast("Split", wordings or "seen"),)
+    named = [kind.strip() for text in kinds for kind in text.split(",")]
+    chosen = tuple(one for kind in named for one in (LOOK_KINDS if kind == "looks" else (kind,)))
     settings = writer.Settings(
         rows,
-        kinds=tuple(kind.strip() for text in kinds for kind in text.split(",")) or KINDS,
+        kinds=chosen or (writer.ON_ANYTHING if natural else KINDS),
         width=width,
         height=height,
         frames=(1 if images else 5) if frames is None else frames,
@@ -128,6 +145,7 @@ def synth(
         held_out=held_out,
         splits=splits,
         images=images,
+        natural=natural,
     )
     writer.check_folder(out, overwrite)
     console = Console(quiet=quiet, as_json=as_json)
@@ -141,17 +159,19 @@ def synth(
             lambda done, total: stages("rows", done, total),
         )
     console.note(f"{count(written.rows, 'row')} of {count(len(written.kinds), 'kind')}, {format_bytes(written.bytes)}")
-    console.result(
-        str(written.table),
-        {
-            "output": str(written.folder),
-            "table": str(written.table),
-            "rows": written.rows,
-            "kinds": written.kinds,
-            "bytes": written.bytes,
-            "seconds": round(stages.seconds["rows"], 3),
-        },
-    )
+    console.result(str(written.table), _data(written, stages.seconds["rows"]))
+
+
+def _data(written: Written, seconds: float) -> dict[str, Any]:
+    """What `--json` prints of the rows."""
+    return {
+        "output": str(written.folder),
+        "table": str(written.table),
+        "rows": written.rows,
+        "kinds": written.kinds,
+        "bytes": written.bytes,
+        "seconds": round(seconds, 3),
+    }
 
 
 def _size(text: str) -> tuple[int, int]:

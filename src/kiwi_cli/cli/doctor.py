@@ -6,8 +6,10 @@ from dataclasses import asdict
 
 import typer
 
-from kiwi_cli.cli import app, options
-from kiwi_cli.console import Console, aligned
+from kiwi_cli.base.text import aligned
+from kiwi_cli.cli import options
+from kiwi_cli.cli.console import Console
+from kiwi_cli.cli.root import app
 from kiwi_cli.errors import EXIT_FAILED
 
 MARKS = {"ok": "ok", "warning": "!", "failed": "FAILED"}
@@ -25,10 +27,10 @@ def doctor(as_json: options.AsJson = False) -> None:
 
       kiwi doctor --json
     """
-    from kiwi_cli import doctor as checks
-    from kiwi_cli.cli.download import state
-    from kiwi_cli.variants import VARIANTS
+    from kiwi_cli.editing import doctor as checks
+    from kiwi_cli.weights.catalog import VARIANTS
     from kiwi_cli.weights.fetch import Access
+    from kiwi_cli.weights.inventory import state
 
     access = Access()
     found = checks.examine({variant.name: state(variant, access) for variant in VARIANTS})

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kiwi_cli.cli import app
-from kiwi_cli.console import Console, format_bytes
+from kiwi_cli.base.text import count, format_bytes
+from kiwi_cli.cli.console import Console
+from kiwi_cli.cli.endings import keeping
+from kiwi_cli.cli.root import app
 from kiwi_cli.errors import CheckpointError, UsageError
-from kiwi_cli.variants import DEFAULT_EDIT, QWEN_REPO, VARIANTS, WAN_REPO, Score, Variant, complete_names
+from kiwi_cli.weights.catalog import DEFAULT_EDIT, VARIANTS, WAN_REPO, Variant, complete_names
+from kiwi_cli.weights.inventory import describe, details
 
 if TYPE_CHECKING:
     from kiwi_cli.weights.fetch import Access
@@ -40,6 +43,12 @@ def download(
     ] = False,
     repair: Annotated[
         bool, typer.Option("--repair", help="With --verify: fetch the bad files again.", rich_help_panel=WHAT)
+    ] = False,
+    update: Annotated[
+        bool,
+        typer.Option(
+            "--update", help="Ask the Hub for a newer version of what is here, and fetch it.", rich_help_panel=WHAT
+        ),
     ] = False,
     remove: Annotated[
         bool, typer.Option("--remove", help="Delete the model from the cache.", rich_help_panel=WHAT)
@@ -78,7 +87,11 @@ def download(
 
       kiwi download instruct-reference --verify --repair
     """
-    chosen = [name for name, given in (("--dry-run", dry_run), ("--verify", verify), ("--remove", remove)) if given]
+    chosen = [
+        name
+        for name, given in (("--dry-run", dry_run), ("--verify", verify), ("--update", update), ("--remove", remove))
+        if given
+    ]
     if len(chosen) > 1 or (list_ and chosen):
         raise UsageError(f"{' and '.join([*(['--list'] if list_ else []), *chosen])} exclude each other", "pass one")
     if repair and not verify:
@@ -87,7 +100,7 @@ def download(
     from kiwi_cli.weights import embedded
     from kiwi_cli.weights.fetch import Access
 
-    access = Access(cache_dir, token, True, console) if cache_dir else Access(token=token, console=console)
+    access = Access(cache_dir, token, True, console) if cache_dir else Access(token=token, events=console)
     own = None if list_ else embedded.named(model)
     if list_:
         list_models(access, console)
@@ -110,8 +123,32 @@ def download(
     else:
         from kiwi_cli.weights.hub import ensure
 
-        folder = ensure(model, console=console, revision=revision, cache_dir=cache_dir, token=token)
+        if not update:
+            say_age(model, revision, access, console)
+        with keeping("files that are complete are kept"):
+            folder = ensure(model, events=console, revision=revision, cache_dir=cache_dir, token=token, update=update)
         console.result(str(folder), {"model": model, "path": str(folder)})
+
+
+def say_age(model: str, revision: str | None, access: Access, console: Console) -> None:
+    """Say how old a model is that is here, since no request is made for it."""
+    import time
+
+    from kiwi_cli.weights import hub
+    from kiwi_cli.weights.names import resolve
+
+    if Path(model).expanduser().exists():
+        return
+    repo, variant = resolve(model)
+    wanted = revision or (variant.revision if variant else "main")
+    cached = access.cached(repo)
+    when = cached.fetched(wanted)
+    if when is None or hub.peek(repo, wanted, access) is None:
+        return
+    days = max(0, int((time.time() - when) / 86400))
+    age = "today" if days == 0 else f"{count(days, 'day')} ago"
+    commit = cached.commit(wanted) or ""
+    console.note(f"'{repo}' is here at {commit[:12]}, fetched {age}; --update asks the Hub for a newer version")
 
 
 def list_models(access: Access, console: Console) -> None:
@@ -121,7 +158,7 @@ def list_models(access: Access, console: Console) -> None:
     for variant, row in zip(VARIANTS, rows, strict=True):
         score = f"{variant.scores[0].overall:.2f} {variant.scores[0].benchmark}" if variant.scores else "-"
         if row["offers"]:
-            score = ", ".join(row["offers"])
+            score = "its kinds: see -v"
         held = row["cached_bytes"] or variant.bytes
         size = format_bytes(held) if held else "?"
         lines.append(f"{variant.name:<19}{row['cached']:<10}{size:>9}  {', '.join(variant.tasks):<16}{score}")
@@ -132,91 +169,24 @@ def list_models(access: Access, console: Console) -> None:
     console.result("\n".join(lines), {"cache": str(access.root), "models": rows})
 
 
-def describe(variant: Variant, access: Access) -> dict[str, Any]:
-    """A model for `--json`; its keys are documented in docs/json.md."""
-    from kiwi_cli.weights import embedded
-    from kiwi_cli.weights.settings import ModelSettings, read_settings
-
-    own = variant.kind == "embedded"
-    here = embedded.find(variant) if own else None
-    settings = read_settings(here) if here is not None else ModelSettings()
-    return {
-        "name": variant.name,
-        "repo": variant.repo or None,
-        "kind": variant.kind,
-        "tasks": list(variant.tasks),
-        "bytes": variant.bytes,
-        "cached": state(variant, access),
-        "cached_bytes": embedded.size(variant) if own else access.cached(variant.repo).size(),
-        "scores": [describe_score(score) for score in variant.scores],
-        "size": None if own else list(variant.size),
-        "frames": settings.frames if own else variant.frames,
-        "pixels": settings.pixels,
-        "steps": settings.steps,
-        "offers": list(settings.offers),
-        "licence": variant.licence,
-        "summary": variant.summary,
-    }
-
-
-def state(variant: Variant, access: Access) -> str:
-    """'yes', 'partly' or 'no'."""
-    from kiwi_cli.weights import embedded
-    from kiwi_cli.weights.hub import peek
-
-    if variant.kind == "embedded":
-        return "yes" if embedded.find(variant) else "no"
-    if peek(variant.repo, variant.revision, access):
-        return "yes"
-    return "partly" if access.cached(variant.repo).size() else "no"
-
-
-def details(variant: Variant, row: dict[str, Any]) -> list[str]:
-    """The lines of `--list -v` and `kiwi show MODEL`; `row` as `describe` makes it."""
-    width, height = variant.size
-    lines = [variant.summary]
-    if variant.kind == "embedded":
-        if row["cached"] != "yes":
-            return [*lines, "not in this installation", variant.licence]
-        if row["pixels"]:
-            length = f", {row['frames']} frames at a time" if row["frames"] else ""
-            lines.append(f"works at about {row['pixels']:,} pixels{length}, whatever the clip's size and length")
-        lines.append(f"good for: {', '.join(row['offers']) or 'it does not say'}")
-        return [*lines, variant.licence]
-    lines += [f"https://huggingface.co/{variant.repo}", f"up to {variant.frames} frames, {width}x{height}"]
-    if variant.kind == "raw":
-        lines.append(f"trained parameters only: converted once, with {QWEN_REPO} and {WAN_REPO}")
-    for score in variant.scores:
-        columns = ", ".join(f"{name} {value:.2f}" for name, value in score.columns)
-        lines.append(
-            f"{score.benchmark} ({score.judge}): {score.overall:.2f}, {score.average}; {columns}; {score.source}"
-        )
-    return [*lines, variant.licence]
-
-
-def describe_score(score: Score) -> dict[str, Any]:
-    """A score for `--json`."""
-    return {
-        "benchmark": score.benchmark,
-        "judge": score.judge,
-        "overall": score.overall,
-        "average": score.average,
-        "columns": dict(score.columns),
-        "source": score.source,
-    }
-
-
 def show_plan(model: str, revision: str | None, access: Access, console: Console) -> None:
     """What would be fetched, how large it is, and whether it would fit."""
     from kiwi_cli.weights.cache import free_bytes
     from kiwi_cli.weights.fetch import check_room, plan
-    from kiwi_cli.weights.hub import resolve
     from kiwi_cli.weights.layout import RELEASED
+    from kiwi_cli.weights.names import resolve
     from kiwi_cli.weights.raw import plan_bases
 
     repo, variant = resolve(model)
     wanted = revision or (variant.revision if variant else "main")
-    plans = [plan(repo, wanted, access, RELEASED if variant and variant.kind == "released" else None)]
+    try:
+        plans = [plan(repo, wanted, access, RELEASED if variant and variant.kind == "released" else None)]
+    except CheckpointError:
+        if variant is not None and variant.bytes:
+            console.note(
+                f"'{repo}' has about {format_bytes(variant.bytes)}; which files it has is not known without the Hub"
+            )
+        raise
     if not any(file.path == "model_index.json" for file in plans[0].files):
         plans += plan_bases(access)
     lines, rows = [], []
@@ -242,35 +212,50 @@ def show_plan(model: str, revision: str | None, access: Access, console: Console
 def verify_model(model: str, revision: str | None, repair: bool, access: Access, console: Console) -> None:
     """Sizes and hashes of what is here, against what the Hub said."""
     from kiwi_cli.weights import hub
+    from kiwi_cli.weights.names import resolve
 
-    repo, variant = hub.resolve(model)
+    repo, variant = resolve(model)
     wanted = revision or (variant.revision if variant else "main")
-    count, bad = hub.verify(repo, wanted, access)
+    found = hub.verify(repo, wanted, access)
+    checked, bad = found.checked, found.bad
     for path, problem in bad:
         console.warn(f"'{path}': {problem}")
+    for path in found.unchecked:
+        console.warn(f"'{path}' cannot be checked: nothing here says its hash")
+    if not checked:
+        raise CheckpointError(
+            f"none of the {len(found.unchecked)} files of '{model}' can be checked: nothing here says their hashes",
+            f"kiwi download {model} --update asks the Hub for them",
+        )
     if bad and not repair:
         names = ", ".join(f"'{path}'" for path, _ in bad)
         raise CheckpointError(
-            f"{len(bad)} of {count} files of '{model}' are bad: {names}",
+            f"{len(bad)} of {checked} files of '{model}' are bad: {names}",
             f"kiwi download {model} --verify --repair fetches them again",
         )
     if bad:
         hub.repair(repo, wanted, [path for path, _ in bad], access)
-    text = f"{count} files checked, {len(bad)} repaired" if bad else f"{count} files checked, all good"
-    console.result(text, {"model": model, "checked": count, "repaired": [path for path, _ in bad]})
+    what = f"{count(checked, 'file')} checked"
+    text = f"{what}, {len(bad)} repaired" if bad else f"{what}, all good"
+    if found.unchecked:
+        text = f"{text}; {len(found.unchecked)} could not be checked: {', '.join(found.unchecked)}"
+    told = {"model": model, "checked": checked, "repaired": [path for path, _ in bad], "unchecked": found.unchecked}
+    console.result(text, told)
 
 
 def verify_embedded(variant: Variant, folder: Path, console: Console) -> None:
-    """Every header of a model in the package."""
+    """Every header of a model in the package; nothing says the hashes of its contents."""
     from kiwi_cli.weights import open_all
 
-    count = len(open_all(folder))
-    console.result(f"{count} files checked, all good", {"model": variant.name, "checked": count, "repaired": []})
+    names = [f"{part}/{files.label.name}" for (part, _), files in open_all(folder).items()]
+    text = f"the headers of {count(len(names), 'file')} are right"
+    text += "; their contents could not be checked, nothing says their hashes"
+    console.result(text, {"model": variant.name, "checked": 0, "repaired": [], "unchecked": names})
 
 
 def remove_model(model: str, access: Access, console: Console) -> None:
     """Delete a model from the cache."""
-    from kiwi_cli.weights.hub import resolve
+    from kiwi_cli.weights.names import resolve
 
     repo, _ = resolve(model)
     freed = access.cached(repo).remove()

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import difflib
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from kiwi_cli.cli import app, options
-from kiwi_cli.console import Console, aligned
+from kiwi_cli.base.option import CLIP, INPUTS, Row, rows
+from kiwi_cli.base.text import aligned
+from kiwi_cli.cli import options
+from kiwi_cli.cli.console import Console
+from kiwi_cli.cli.root import app
+from kiwi_cli.editing.request import EditRequest
 from kiwi_cli.errors import UsageError
-from kiwi_cli.variants import Variant, complete_names, find_variant
+from kiwi_cli.weights.catalog import VARIANTS, Variant, complete_names, find_variant
 
 LABEL = 17  # columns
-INPUTS = "The inputs"
 FILES = ("gguf", "cache_ratios")
-UNSAID = ("format", "typed", "raw", "input", "references", "loras", *FILES, "mask", "checkpoint", "max_frames")
+UNSAID = ("parts", "format", "typed", "raw", "input", "references", "loras", *FILES, "mask", "checkpoint", "max_frames")
 
 Shown = Annotated[
     Path,
@@ -50,16 +53,18 @@ def show(output: Shown, as_json: options.AsJson = False) -> None:
     if variant is not None:
         show_model(variant, Console(as_json=as_json))
         return
-    from kiwi_cli.record import read_settings
+    from kiwi_cli.editing.record import read_settings
 
+    if not output.exists() and (near := difflib.get_close_matches(str(output), [each.name for each in VARIANTS], 1)):
+        raise UsageError(f"no such file or model: '{output}'", f"did you mean '{near[0]}'?")
     settings, found = read_settings(output)
     Console(as_json=as_json).result(text(settings), {"output": str(output), "source": str(found), "settings": settings})
 
 
 def show_model(variant: Variant, console: Console) -> None:
     """What a model is, what it is good for, and whether it is here."""
-    from kiwi_cli.cli.download import describe, details
     from kiwi_cli.weights.fetch import Access
+    from kiwi_cli.weights.inventory import describe, details
 
     row = describe(variant, Access())
     rows = [("model", variant.name), ("for", ", ".join(variant.tasks)), ("here", row["cached"])]
@@ -67,18 +72,33 @@ def show_model(variant: Variant, console: Console) -> None:
     console.result(aligned(rows, LABEL), row)
 
 
+def _rerun_options() -> list[Row]:
+    """Every option of the edits."""
+    recorded = {name: options.as_recorded(row) for name, row in rows(EditRequest).items()}
+    recorded["output"] = recorded["output"].but(unset="beside OUTPUT, 'clip-edited-rerun.mp4'")
+    return list(recorded.values())
+
+
 @app.command()
+@options.takes(_rerun_options())
 def rerun(
-    output: Result,
-    instruction: Annotated[
+    made: Result,
+    words: Annotated[
         str | None,
-        typer.Option("--instruction", help="Other words.", rich_help_panel=options.WORDS, show_default=False),
+        typer.Argument(metavar="[INSTRUCTION]", help="Other words than it was made with.", show_default=False),
     ] = None,
-    input: Annotated[
-        Path | None,
-        typer.Option("--input", metavar="PATH", help="Another source, or where it is now.", rich_help_panel=INPUTS),
+    *,
+    span: Annotated[
+        str | None,
+        typer.Option(
+            "--span",
+            metavar="FROM-TO",
+            help="Make this part of it anew and leave all other frames as they are: two times of OUTPUT, such as "
+            "00:12-00:15. It needs the latents that --keep-latents wrote.",
+            rich_help_panel=CLIP,
+            show_default=False,
+        ),
     ] = None,
-    ref: options.References = [],  # noqa: B006 (Typer copies it)
     allow_changed: Annotated[
         bool,
         options.flag(
@@ -87,125 +107,59 @@ def rerun(
             rich_help_panel=INPUTS,
         ),
     ] = False,
-    seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", help="Another seed.", rich_help_panel=options.RUN)
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", metavar="N", help="Other steps.", rich_help_panel=options.RUN)
-    ] = None,
-    cache_ratios: options.CacheRatios = None,
-    frames: options.Frames = None,
-    mask: options.MaskSpec = None,
-    size: options.WorkingSize = None,
-    task: options.Task = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            metavar="MODEL",
-            help="Another model, or where it is now.",
-            rich_help_panel=options.MODEL,
-            autocompletion=options.complete_names,
-        ),
-    ] = None,
-    loras: options.Lora = [],  # noqa: B006
-    download: options.Download = True,
-    device: options.Device = "auto",
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            "--dtype",
-            metavar="TYPE",
-            help="Another precision.",
-            rich_help_panel=options.MODEL,
-            autocompletion=options.choices(*options.DTYPES),
-        ),
-    ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            "--memory",
-            metavar="LEVEL",
-            help="Another memory level; all but tiled give the same result.",
-            rich_help_panel=options.MODEL,
-        ),
-    ] = None,
-    to: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="PATH",
-            help="Where to write. Default: beside OUTPUT, 'clip-edited-rerun.mp4'.",
-            rich_help_panel=options.OUTPUT,
-            show_default=False,
-        ),
-    ] = None,
-    overwrite: options.Overwrite = False,
-    codec: options.Codec = None,
-    quality: options.Quality = None,
-    compare: options.Compare = None,
-    sheet: options.Sheet = False,
-    sidecar: options.Sidecar = False,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
+    **values: Any,
 ) -> None:
     """Make an output again, as it was made or with other settings.
 
     The source, the references and the mask must be where they were and be the same files, by sha256.
+    An option that is not given is as it was. With --span one part is made anew, with another seed or other words.
 
     Examples:
 
       kiwi rerun clip-edited.mp4 --seed 5
 
+      kiwi rerun clip-edited.mp4 --span 00:12-00:15 --seed 5
+
+      kiwi rerun clip-edited.mp4 "make it rainy" --span 00:12-00:15
+
       kiwi rerun clip-edited.mp4 --steps 30 --instruction "make it rainy" -o rainy.mp4
 
       kiwi rerun clip-edited.mp4 --input moved/clip.mp4
     """
-    from kiwi_cli import record
     from kiwi_cli.cli.edit import carry_out
+    from kiwi_cli.editing import record
+    from kiwi_cli.editing.paths import numbered
+    from kiwi_cli.editing.remaking import parse_span, part_request
 
-    settings, found = record.read_settings(output)
+    settings, found = record.read_settings(made)
     base = found.absolute().parent
-    given: dict[str, Any] = {
-        "instruction": instruction,
-        "input": input,
-        "references": tuple(ref) or None,
-        "seed": seed,
-        "steps": steps,
-        "cache_ratios": cache_ratios,
-        "frames": frames,
-        "mask": mask,
-        "size": size,
-        "task": task,
-        "model": model,
-        "loras": tuple(loras) or None,
-        "dtype": dtype,
-        "memory": memory,
-        "codec": codec,
-        "quality": quality,
-    }
-    changed = {name: value for name, value in given.items() if value is not None}
+    changed = options.gathered(values, unset=(None, ()))
+    if words is not None:
+        if "instruction" in changed:
+            raise UsageError("the instruction is given twice, with --instruction too", "leave one of them out")
+        changed["instruction"] = words
     if "model" in changed:
-        changed["revision"] = None
-    request = replace(record.request_from(settings, base), **changed)
-    if not allow_changed:
-        record.check_unchanged(settings, request, base)
-    made = output.with_suffix("") if output.suffix == ".json" else output
-    request = replace(
-        request,
-        output=to or made.with_name(f"{made.stem}-rerun{made.suffix}"),
-        download=download,
-        device=device,
-        overwrite=overwrite,
-        compare=compare,
-        sheet=sheet,
-        sidecar=sidecar,
-    )
-    if request.output is not None and request.output.absolute() == made.absolute() and not overwrite:
-        raise UsageError(f"output exists: '{made}'", "pass --overwrite, or another --output")
+        changed.setdefault("revision", None)
+    if "to" in changed:  # not together with the recorded length
+        changed.setdefault("duration", None)
+    result = made.with_suffix("") if made.suffix == ".json" else made
+    if span is not None:
+        if allow_changed:
+            raise UsageError("--span needs the same source, and --allow-changed another", "leave one of them out")
+        request = part_request(settings, result, base, parse_span(span), changed)
+    else:
+        request = record.request_from(settings, base).changed(**changed)
+        if not allow_changed:
+            record.check_unchanged(settings, request, base)
+    if request.output is None:
+        again = result.with_name(f"{result.stem}-rerun{result.suffix}")
+        request = request.changed(output=numbered(request, again))
+    elif request.output.absolute() == result.absolute() and not request.overwrite:
+        raise UsageError(f"output exists: '{result}'", "pass --overwrite, or another --output")
     carry_out(request, Console(quiet, as_json, verbose), dry_run)
 
 
@@ -214,14 +168,22 @@ def text(settings: dict[str, Any]) -> str:
     rows: list[tuple[str, Any]] = []
     unsaid = UNSAID if settings.get("mask") else (*UNSAID, "feather")
     for name, value in settings.items():
-        if name not in unsaid and value is not None and value is not False:
+        usual = (name, value) in (("editor", "kiwi"), ("model", ""))
+        if name not in unsaid and value is not None and value is not False and not usual:
             rows.append((name.replace("_", " "), value))
     rows.insert(1, ("input", _file(settings.get("input"))))
+    rows += [("part", _part(part)) for part in settings.get("parts", [])]
     rows += [("reference", _file(entry)) for entry in settings.get("references", [])]
     rows += [("mask", _file(settings["mask"]))] if settings.get("mask") else []
     rows += [(name.replace("_", " "), _file(settings[name])) for name in FILES if settings.get(name)]
     rows += [("lora", f"{entry['source']} x {entry['weight']:g}") for entry in settings.get("loras", [])]
     return aligned(rows, LABEL)
+
+
+def _part(part: dict[str, Any]) -> str:
+    seed = "" if part.get("seed") is None else f", seed {part['seed']}"
+    words = "" if part.get("instruction") is None else f", '{part['instruction']}'"
+    return f"{part.get('start'):g} s to {part.get('end'):g} s of the clip made anew{seed}{words}"
 
 
 def _file(entry: Any) -> str:

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kiwi_cli import parallel
+from kiwi_cli.base import processes
+from kiwi_cli.base.text import count
+from kiwi_cli.cli.console import Console
+from kiwi_cli.cli.endings import endings
 from kiwi_cli.cli.options import AsJson, DryRun, Quiet, Verbose, choices, flag
-from kiwi_cli.console import Console, count
+from kiwi_cli.cli.root import app
 from kiwi_cli.errors import EXIT_INTERRUPTED, KiwiError, UsageError
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 DEVICES = ("auto", "cpu")
 
 
+@app.command()
 def train(
     stage: Annotated[
         Path,
@@ -74,7 +78,7 @@ def train(
     if device not in DEVICES:
         raise UsageError(f"unknown device: '{device}'", f"use {' or '.join(DEVICES)}")
     config = load_config(stage, settings, out=None if out is None else str(out))
-    console = Console(quiet=quiet or not parallel.is_first(), as_json=as_json, verbose=verbose)
+    console = Console(quiet=quiet or not processes.is_first(), as_json=as_json, verbose=verbose)
     if dry_run:
         from kiwi_cli.train.plan import plan_run
 
@@ -85,7 +89,7 @@ def train(
     from kiwi_cli.train.run import run_stage
 
     with _stopping(console) as stop:
-        outcome = run_stage(config, console=console, resume=resume, stop=stop, device=device)
+        outcome = run_stage(config, events=console, resume=resume, stop=stop, device=device)
     result = outcome.result
     if result.interrupted:
         raise KiwiError(
@@ -93,7 +97,7 @@ def train(
             "the same command with --resume goes on",
             EXIT_INTERRUPTED,
         )
-    if parallel.is_first():
+    if processes.is_first():
         data: dict[str, Any] = {
             "out": config.out,
             "stage": config.stage,
@@ -122,7 +126,7 @@ def _stopping(console: Console) -> Iterator[Stop]:
         stop.request()
         console.note("finishing this step, then saving the state; interrupt again to end at once")
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in endings()}
     try:
         yield stop
     except KeyboardInterrupt:

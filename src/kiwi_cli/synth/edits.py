@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import permutations
 
 import numpy as np
 
+from kiwi_cli.synth.looks import AMOUNTS, LOOKS, LUMA, TINTS, Strength, tint
+from kiwi_cli.synth.phrases_looks import ADJECTIVES, STRENGTHS
 from kiwi_cli.synth.scenes import SHAPES, Grid, Scene, Thing, stands_out, to_bytes
 from kiwi_cli.synth.textures import PALETTE, Gradient, Paint, Plain, Stripes, mix, random_ground, rgb
 
@@ -25,8 +28,17 @@ PLACES = {
     "bottom left corner": (0.0, 1.0),
     "bottom right corner": (1.0, 1.0),
 }
+OPPOSITES = (
+    {"brighter", "darker"},
+    {"warmer", "cooler"},
+    {"more-colour", "less-colour"},
+    {"more-contrast", "less-contrast"},
+    {"autumn", "winter"},
+)
+PAIRS = tuple(pair for pair in permutations(ADJECTIVES, 2) if set(pair) not in OPPOSITES)
+"""Looks that can be asked for together, in the order of the words."""
+
 ADDED_RADIUS = 0.16  # of an added thing, in shorter sides
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
 @dataclass(frozen=True)
@@ -34,7 +46,7 @@ class Edit:
     """One edit of one scene.
 
     Attributes:
-        kind: one of `wordings.KINDS`.
+        kind: one of `wordings.EVERY_KIND`.
         target: (F, H, W, 3) uint8.
         mask: (F, H, W) bool, True where the edit is; all of it for styles.
         reference: (h, w, 3) uint8, or None.
@@ -48,6 +60,12 @@ class Edit:
     slots: dict[str, str] = field(default_factory=dict)
 
 
+def is_held_out(pair: tuple[str, str]) -> bool:
+    """Whether two looks are seen together in held-out clips alone; in either order."""
+    names = list(ADJECTIVES)
+    return (names.index(pair[0]) + names.index(pair[1])) % 7 == 3
+
+
 def make_edit(scene: Scene, kind: str, rng: np.random.Generator, held_out: bool = False) -> Edit:
     """The edit of a kind, its free choices (colours, places, references) from `rng`.
 
@@ -57,6 +75,10 @@ def make_edit(scene: Scene, kind: str, rng: np.random.Generator, held_out: bool 
     if kind in STYLES:
         target = to_bytes(STYLE_OF[kind](scene))
         return Edit(kind, target, np.ones(target.shape[:3], bool))
+    if kind in LOOKS or kind == "tint":
+        return look(scene, kind, rng)
+    if kind == "two-looks":
+        return two_looks(scene, rng, held_out)
     return EDIT_OF[kind](scene, rng, held_out)
 
 
@@ -129,6 +151,33 @@ STYLE_OF: dict[str, Callable[[Scene], np.ndarray]] = {
     "pencil": pencil,
     "posterise": posterise,
 }
+
+
+# -- looks -----------------------------------------------------------------------------------------------------
+
+
+def look(scene: Scene, kind: str, rng: np.random.Generator) -> Edit:
+    """A look of some strength, half of the time the plain one; its slots have the words for it, and 'strength'."""
+    choices: tuple[Strength, ...] = ("slight", "plain", "plain", "strong")
+    strength = choices[int(rng.integers(4))]
+    slots = {name: str(rng.choice(words)) for name, words in STRENGTHS[strength].items()}
+    if kind == "tint":
+        slots["colour"] = str(rng.choice(list(TINTS)))
+        frames = tint(scene.picture, AMOUNTS[strength], slots["colour"])
+    else:
+        frames = LOOKS[kind](scene.picture, AMOUNTS[strength])
+    target = to_bytes(frames)
+    return Edit(kind, target, np.ones(target.shape[:3], bool), None, {**slots, "strength": strength})
+
+
+def two_looks(scene: Scene, rng: np.random.Generator, held_out: bool) -> Edit:
+    """Two looks of plain strength, the second on the result of the first. Held-out pairs are in no training clip."""
+    pairs = [pair for pair in PAIRS if is_held_out(pair) == held_out]
+    first, second = pairs[int(rng.integers(len(pairs)))]
+    amount = AMOUNTS["plain"]
+    target = to_bytes(LOOKS[second](np.clip(LOOKS[first](scene.picture, amount), 0.0, 1.0), amount))
+    slots = {"first": ADJECTIVES[first], "second": ADJECTIVES[second]}
+    return Edit("two-looks", target, np.ones(target.shape[:3], bool), None, slots)
 
 
 # -- backgrounds, things and references ------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from kiwi_cli.synth.textures import PALETTE, Paint, Stripes, mix, random_ground, rgb
+from kiwi_cli.synth.textures import PALETTE, Paint, Plain, Stripes, mix, random_ground, rgb
 
 SHAPES = ("ball", "square", "triangle", "diamond")
 LEAST_CONTRAST = 0.28
@@ -154,6 +154,15 @@ class Scene:
         """Where a thing is, (F, H, W) in 0..1."""
         grid = self.grid
         return thing.coverage(grid.x, grid.y, grid.frame, grid.pixel)
+
+
+def scene_of(picture: np.ndarray, family: str, held_out: bool = False) -> Scene:
+    """A clip that was not drawn here, (F, H, W, 3) fp32 in 0..1, as a scene without things: for looks and styles."""
+    frames, height, width = picture.shape[:3]
+    nothing = Plain(np.zeros(3, np.float32))
+    scene = Scene(Grid(width, height, frames), family, nothing, (0.0, 0.0), (), held_out)
+    scene.__dict__["bare"] = picture
+    return scene
 
 
 def to_bytes(picture: np.ndarray) -> np.ndarray:

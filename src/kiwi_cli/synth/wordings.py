@@ -17,6 +17,7 @@ import numpy as np
 from kiwi_cli.errors import UsageError
 from kiwi_cli.synth import phrases, phrases_local
 from kiwi_cli.synth.phrases import Wordings
+from kiwi_cli.synth.phrases_looks import LOOK_WORDINGS
 
 Split = Literal["seen", "held-out"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -36,30 +37,41 @@ WORDINGS: Mapping[str, Wordings] = MappingProxyType(
         "add": phrases_local.ADD,
         "reference-background": phrases_local.REFERENCE_BACKGROUND,
         "reference-subject": phrases_local.REFERENCE_SUBJECT,
+        **LOOK_WORDINGS,
     }
 )
-KINDS: tuple[str, ...] = tuple(WORDINGS)
+LOOK_KINDS: tuple[str, ...] = tuple(LOOK_WORDINGS)
+KINDS: tuple[str, ...] = tuple(kind for kind in WORDINGS if kind not in LOOK_WORDINGS)
+"""The thirteen kinds of a drawn scene that are made where none are named."""
+EVERY_KIND: tuple[str, ...] = (*KINDS, *LOOK_KINDS)
 SLOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        **dict.fromkeys(KINDS, ()),
+        **dict.fromkeys(EVERY_KIND, ()),
         "background": ("ground",),
         "change": ("object", "colour"),
         "remove": ("object",),
         "add": ("object", "place"),
         "reference-subject": ("object",),
+        "tint": ("colour",),
+        "two-looks": ("first", "second"),
     }
 )
 AMERICAN = (("olour", "olor"), ("osteris", "osteriz"), ("grey", "gray"), ("Grey", "Gray"), ("centre", "center"))
 CAPITAL, STOP, AMERICAN_SPELLING = 0.5, 0.35, 0.3  # how often a wording is written so
 
 
+def seen_wordings() -> dict[str, list[str]]:
+    """Kind of edit -> the templates that a model is trained with: as a checkpoint holds them in `understands.json`."""
+    return {kind: list(texts.seen) for kind, texts in WORDINGS.items()}
+
+
 def wording(kind: str, slots: Mapping[str, str], rng: np.random.Generator, split: Split = "seen") -> str:
     """One instruction of a kind.
 
     Args:
-        kind: one of `KINDS`.
+        kind: one of `EVERY_KIND`.
         slots: what the kind's templates name (`SLOTS`), as a noun phrase without an article ("red ball"); more are
-            ignored.
+            ignored. Those of a look's strength (`phrases_looks.STRENGTHS`) may be left out.
         rng: four draws are taken from it, whatever the kind.
         split: which templates to draw from.
 
@@ -70,14 +82,14 @@ def wording(kind: str, slots: Mapping[str, str], rng: np.random.Generator, split
         UsageError: no such kind, or a slot is missing.
     """
     if kind not in WORDINGS:
-        raise UsageError(f"there is no kind of edit '{kind}'", f"the kinds are {', '.join(KINDS)}")
+        raise UsageError(f"there is no kind of edit '{kind}'", f"the kinds are {', '.join(EVERY_KIND)}")
     missing = [name for name in SLOTS[kind] if not slots.get(name)]
     if missing:
         raise UsageError(f"an instruction of kind '{kind}' needs '{missing[0]}'", f"give slots['{missing[0]}']")
     templates = WORDINGS[kind].seen if split == "seen" else WORDINGS[kind].held_out
     template = templates[int(rng.integers(len(templates)))]
     capital, stop, american = (rng.random(3) < (CAPITAL, STOP, AMERICAN_SPELLING)).tolist()
-    return written(fill(template, slots), capital, stop, american)
+    return written(fill(template, {"how": "", "more": "", "so": "", **slots}), capital, stop, american)
 
 
 def fill(template: str, slots: Mapping[str, str]) -> str:

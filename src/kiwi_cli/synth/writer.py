@@ -21,11 +21,12 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from kiwi_cli import __version__
+from kiwi_cli.base.version import __version__
 from kiwi_cli.errors import UsageError
-from kiwi_cli.synth.edits import Edit, make_edit
+from kiwi_cli.synth.edits import STYLES, Edit, make_edit
+from kiwi_cli.synth.natural import natural_scene
 from kiwi_cli.synth.scenes import Scene, make_scene
-from kiwi_cli.synth.wordings import KINDS, SPLITS, Split, wording
+from kiwi_cli.synth.wordings import EVERY_KIND, KINDS, LOOK_KINDS, SPLITS, Split, wording
 from kiwi_cli.video.geometry import MAX_SIDE, MIN_SIDE, Size, padded_frame_count
 
 TableFormat = Literal["csv", "json", "jsonl"]
@@ -33,6 +34,8 @@ FORMATS: tuple[TableFormat, ...] = ("csv", "json", "jsonl")
 COLUMNS = ("src_video", "tgt_video", "prompt", "ref_image", "mask", "kind", "wording_split")
 RECORD = "synth.json"  # how a folder was made; only folders that have one are ever written over
 CLIPS = "clips"
+ON_ANYTHING = (*STYLES, *LOOK_KINDS)
+"""Kinds that a scene without things can have."""
 _OURS = (*(f"rows.{name}" for name in FORMATS), RECORD, CLIPS)  # tables first out and last in
 _PARTIAL = ".kiwi-partial"
 _PER_FOLDER = 1000  # rows whose files share a folder
@@ -50,9 +53,10 @@ class Settings:
         held_out: scenes with textures and hues that no other scene has.
         splits: which wordings; of two, the rows of each kind take them in turn.
         images: pictures instead of clips, for which `frames` is 1.
+        natural: scenes nearer to filmed ones, which have no things: kinds of `ON_ANYTHING` only.
 
     Raises:
-        UsageError: a value that cannot be meant.
+        UsageError: an invalid value.
     """
 
     count: int
@@ -65,15 +69,21 @@ class Settings:
     held_out: bool = False
     splits: tuple[Split, ...] = ("seen",)
     images: bool = False
+    natural: bool = False
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise UsageError(f"cannot write {self.count} rows", "pass --count 1 or more")
         for kind in self.kinds:
-            if kind not in KINDS:
-                raise UsageError(f"there is no kind of edit '{kind}'", f"the kinds are {', '.join(KINDS)}")
+            if kind not in EVERY_KIND:
+                raise UsageError(f"there is no kind of edit '{kind}'", f"the kinds are {', '.join(EVERY_KIND)}")
         if not self.kinds or len(set(self.kinds)) < len(self.kinds):
             raise UsageError(f"not a choice of kinds: '{','.join(self.kinds)}'", "name each kind once")
+        nameless = [kind for kind in self.kinds if self.natural and kind not in ON_ANYTHING]
+        if nameless:
+            raise UsageError(
+                f"natural scenes have no things to {nameless[0]}", "leave out --natural, or name looks and styles only"
+            )
         if not (MIN_SIDE <= self.width <= MAX_SIDE and MIN_SIDE <= self.height <= MAX_SIDE):
             raise UsageError(
                 f"clips cannot be {self.width}x{self.height}", f"both sides are from {MIN_SIDE} to {MAX_SIDE} pixels"
@@ -122,7 +132,8 @@ def quadruplet(settings: Settings, index: int) -> Quadruplet:
     roots = np.random.SeedSequence([settings.seed, index, int(settings.held_out)]).spawn(3)
     # The words have draws of their own: the same pixels can be had with other words.
     scene_seed, edit_rng, words_rng = roots[0].generate_state(1)[0], *map(np.random.default_rng, roots[1:])
-    scene = make_scene(int(scene_seed), settings.width, settings.height, settings.frames, settings.held_out)
+    made = natural_scene if settings.natural else make_scene
+    scene = made(int(scene_seed), settings.width, settings.height, settings.frames, settings.held_out)
     edit = make_edit(scene, kind, edit_rng, settings.held_out)
     return Quadruplet(index, scene, edit, wording(kind, edit.slots, words_rng, split), split)
 
@@ -279,6 +290,7 @@ def _record(settings: Settings) -> dict[str, Any]:
         "held_out": settings.held_out,
         "wordings": list(settings.splits),
         "images": settings.images,
+        "natural": settings.natural,
     }
 
 

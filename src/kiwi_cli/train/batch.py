@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from kiwi_cli.mllm_inputs import Mode
-from kiwi_cli.sampling import SHIFT, TIMESTEPS
+from kiwi_cli.model.prompt import Mode
+from kiwi_cli.model.sampling import SHIFT, TIMESTEPS
 from kiwi_cli.train.objective import Timesteps, draw, training_sigmas
 
 

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from kiwi_cli.base.toml import build, override, read_toml, wrong
 from kiwi_cli.errors import UsageError
-from kiwi_cli.train.toml import build, override, read_toml, wrong
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kiwi_cli.base.whole import whole_file, write_text
 from kiwi_cli.errors import KiwiError
 
 METRICS, CURVES = "metrics.jsonl", "curves.png"
@@ -28,9 +29,7 @@ class Metrics:
         self.path = folder / METRICS
         kept = [line for line in read_metrics(folder) if line["step"] <= step] if step else []
         folder.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".part")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        partial.replace(self.path)
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def add(self, step: int, **figures: Any) -> None:
         """Append a line; what is not finite becomes null, for JSON has no such number."""
@@ -117,10 +116,9 @@ def draw_curves(folder: Path) -> Path | None:
     last = max(line["step"] for line in lines)
     for number, (title, found) in enumerate(panels):
         _panel(draw, number * PANEL, title, found, last)
-    partial = folder / f".{CURVES}.part"
-    image.save(partial, format="PNG")
     path = folder / CURVES
-    partial.replace(path)
+    with whole_file(path) as part:
+        image.save(part, format="PNG")
     return path
 
 

@@ -21,8 +21,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from kiwi_cli.data.shards import CacheError, Place, ShardReader, read_index
 from kiwi_cli.errors import CheckpointError, UsageError
-from kiwi_cli.mllm_inputs import (
+from kiwi_cli.model.prompt import (
     IMAGE_TOKEN,
     QUERY_TOKEN,
     REFERENCE_SUFFIX,
@@ -33,7 +34,6 @@ from kiwi_cli.mllm_inputs import (
     mrope_positions,
 )
 from kiwi_cli.train.batch import Bucket, Prompt, Sample
-from kiwi_cli.train.shards import CacheError, Place, ShardReader, read_index
 
 Grid = tuple[int, int, int]
 """Patches of a vision block in time, height and width."""
@@ -282,8 +282,8 @@ def model_inputs(folder: Path) -> InputBuilder:
     Raises:
         CheckpointError: missing or broken configs or tokenizer.
     """
-    from kiwi_cli import checkpoint
-    from kiwi_cli.mllm import KiwiInstructionEncoder
+    from kiwi_cli.model import checkpoint
+    from kiwi_cli.model.mllm import KiwiInstructionEncoder
     from kiwi_cli.weights import read_json
 
     tokenizer, colour = checkpoint.load_processor(folder / "processor")

@@ -33,13 +33,26 @@ class Ema:
         self.updates = 0
         self.shadow = {name: value.detach().clone() for name, value in self.parameters.items()}
 
+    @property
+    def share(self) -> float:
+        """How much of the weights the next update takes in, 1 - d."""
+        return 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+
     @torch.no_grad()
-    def update(self) -> None:
-        """Take in the weights as they are now: once for each optimiser step."""
-        step = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+    def update(self, share: torch.Tensor | None = None) -> None:
+        """Take in the weights as they are now: once for each optimiser step.
+
+        Args:
+            share: the property's value as it is on the device by then, () fp32: what a recorded step reads.
+        """
+        shadow, weights = list(self.shadow.values()), [value.detach() for value in self.parameters.values()]
+        if share is None:
+            torch._foreach_lerp_(shadow, weights, self.share)
+        else:  # lerp takes no weight on the device
+            way = torch._foreach_sub(weights, shadow)
+            torch._foreach_mul_(way, share)
+            torch._foreach_add_(shadow, way)
         self.updates += 1
-        weights = [value.detach() for value in self.parameters.values()]
-        torch._foreach_lerp_(list(self.shadow.values()), weights, step)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:

@@ -2,7 +2,8 @@
 
     export_folder      what `kiwi edit --model` takes; LoRA merged in fp32
     export_raw         trained parameters only, under the training code's names; `kiwi convert` reads it back
-    export_lora        the transformer's LoRA, for `kiwi edit --lora` and diffusers
+    export_lora        the LoRAs of the transformer and the language model, for `kiwi edit --lora`; diffusers reads the
+                       transformer's
     write_checkpoint   a checkpoint of its own from modules in memory, VAE and tokenizer included
 
 Everything is written beside its place and renamed, so that a file or folder that is there is whole.
@@ -11,8 +12,9 @@ Everything is written beside its place and renamed, so that a file or folder tha
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from kiwi_cli.base.failures import writing_hint
+from kiwi_cli.base.whole import whole_file
 from kiwi_cli.errors import CheckpointError
-from kiwi_cli.mllm import QWEN_RENAMES
-from kiwi_cli.mllm_inputs import CLIP_MEAN, CLIP_STD
-from kiwi_cli.sampling import SHIFT
-from kiwi_cli.transformer import UNUSED_PREFIX
+from kiwi_cli.model.mllm import QWEN_RENAMES
+from kiwi_cli.model.prompt import CLIP_MEAN, CLIP_STD
+from kiwi_cli.model.sampling import SHIFT
+from kiwi_cli.model.transformer import UNUSED_PREFIX
 from kiwi_cli.weights import TensorFiles, assemble, check_layout, keys
 from kiwi_cli.weights.assemble import Result, Source, tensor_bytes
 from kiwi_cli.weights.convert import MODEL_INDEX, SCHEDULER, released_vae
@@ -140,6 +144,33 @@ def export_folder(
     assemble.write(result, out)
 
 
+def replace_folder(path: Path, export: Callable[[Path], None]) -> None:
+    """Write an export where an earlier one of the same run may be: that one goes when the new one is whole.
+
+    Args:
+        export: writes the folder it is given.
+
+    Raises:
+        CheckpointError: something else is there, or as `export_folder`.
+    """
+    if not (path / "model_index.json").is_file():
+        export(path)
+        return
+    check_layout(path)
+    fresh, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
+    try:
+        export(fresh)
+        path.rename(old)
+        fresh.rename(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot write '{path}': {error.strerror or error}", writing_hint(error)) from error
+    finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        for folder in (fresh, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _below(state: State | None, part: str) -> State | None:
     prefix = f"{part}."
     return None if state is None else {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -205,44 +236,41 @@ def export_raw(model: Any, out: Path, state: State | None = None) -> None:
 
 
 def export_lora(model: Any, out: Path, state: State | None = None) -> None:
-    """The transformer's LoRA as diffusers writes one: `transformer.blocks.0.attn1.to_q.lora_A.weight` and so on.
+    """All LoRAs in one file that `--lora` takes whole.
 
-    The scale is multiplied into the second factor, so that every reader's rule without an alpha (W + B A) is right.
+    The transformer's has the names that diffusers writes (`transformer.blocks.0.attn1.to_q.lora_A.weight`), so that
+    diffusers loads it from the same file; the language model's begin with `mllm_encoder.`. The scale is multiplied into
+    the second factor, so that every reader's rule without an alpha (W + B A) is right.
 
     Args:
-        model: with a submodule `transformer` that has a LoRA. state: as in `export_folder`.
+        model: with the submodules `PARTS`, of which one or more have a LoRA. state: as in `export_folder`.
 
     Raises:
-        CheckpointError: it has none, or several, or the file cannot be written.
+        CheckpointError: there is none, or a part has several, or the file cannot be written.
     """
     held = model.state_dict() if state is None else state
-    found = list(_adapters(model.transformer))
-    adapters = {adapter for _, _, adapter in found}
-    if len(adapters) != 1:
-        raise CheckpointError(
-            f"the transformer has {len(adapters)} LoRAs, a file holds one", "train with a LoRA on the transformer"
-        )
     entries = []
-    for name, scale, adapter in found:
-        down, up = (held[f"transformer.{name}.lora_{factor}.{adapter}.weight"] for factor in "AB")
-        entries.append(Weight(down).entry(f"transformer.{name}.lora_A.weight", None))
-        entries.append(Weight(up * scale).entry(f"transformer.{name}.lora_B.weight", None))
+    for part in PARTS:
+        found = list(_adapters(getattr(model, part)))
+        if len({adapter for _, _, adapter in found}) > 1:
+            raise CheckpointError(f"'{part}' has several LoRAs, a file holds one", "train with one")
+        for name, scale, adapter in found:
+            down, up = (held[f"{part}.{name}.lora_{factor}.{adapter}.weight"] for factor in "AB")
+            entries.append(Weight(down).entry(f"{part}.{name}.lora_A.weight", None))
+            entries.append(Weight(up * scale).entry(f"{part}.{name}.lora_B.weight", None))
+    if not entries:
+        raise CheckpointError("the model has no LoRA to export", "train with a LoRA, or export 'folder' or 'raw'")
     _write(out, entries)
 
 
 def _write(out: Path, entries: Sequence[Entry]) -> None:
     """One safetensors file, whole or not at all; an older one of that name is replaced."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_file(temporary, entries)
-        temporary.replace(out)
+        with whole_file(out) as part:
+            write_file(part, entries)
     except OSError as error:
-        raise CheckpointError(
-            f"cannot write '{out}': {error.strerror or error}", "choose a folder on a disk with room"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write '{out}': {error.strerror or error}", writing_hint(error)) from error
 
 
 def write_checkpoint(

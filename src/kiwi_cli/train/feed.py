@@ -33,7 +33,7 @@ def take(rows: Rows, row: int, position: int) -> Any:
     return rows[row] if sample is None else sample(row, position)
 
 
-class Plan:
+class FeedPlan:
     """Which samples a process computes in which step: a function of the settings and the step alone.
 
     Args:
@@ -80,7 +80,7 @@ class Feed:
     """
 
     def __init__(
-        self, plan: Plan, datasets: Mapping[str, Rows], start: int, make: Callable[[list[Any], list[int]], Any]
+        self, plan: FeedPlan, datasets: Mapping[str, Rows], start: int, make: Callable[[list[Any], list[int]], Any]
     ) -> None:
         self._queue: queue.Queue[Any] = queue.Queue(AHEAD)
         self._over = threading.Event()

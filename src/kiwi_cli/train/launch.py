@@ -105,7 +105,7 @@ def _check_trackers(config: TrainConfig) -> None:
 
 
 def all_agree(accelerator: Accelerator, mine: bool) -> bool:
-    """Whether it is so in every process; each must ask."""
+    """True when `mine` is true in every process. Collective: every process must call it."""
     if accelerator.num_processes == 1:
         return mine
     against = torch.tensor(0 if mine else 1, device=accelerator.device)

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from accelerate import Accelerator
 
-from kiwi_cli.console import Console
+from kiwi_cli.base.events import SILENT, Events
 from kiwi_cli.errors import KiwiError, UsageError
 from kiwi_cli.train.config import TrainConfig
 from kiwi_cli.train.curves import Metrics, draw_curves
 from kiwi_cli.train.ema import Ema
-from kiwi_cli.train.feed import Feed, Plan, Rows
+from kiwi_cli.train.feed import Feed, FeedPlan, Rows
 from kiwi_cli.train.heldout import SEED, HeldOut
 from kiwi_cli.train.launch import all_agree, make_accelerator
 from kiwi_cli.train.muon import MuonAdamW
@@ -82,7 +82,7 @@ def train(
     ratios: Mapping[str, float] | None = None,
     held_out: Mapping[str, Rows] | None = None,
     collate: Collate | None = None,
-    console: Console | None = None,
+    events: Events = SILENT,
     resume: bool = False,
     stop: Stop | None = None,
     device: str = "auto",
@@ -114,7 +114,7 @@ def train(
         ratios,
         held_out or {},
         collate,
-        console or Console(quiet=True),
+        events,
         accelerator or make_accelerator(config, device),
     )
     run.begin(resume)
@@ -140,14 +140,14 @@ class _Run:
         ratios: Mapping[str, float] | None,
         held_out: Mapping[str, Rows],
         collate: Collate | None,
-        console: Console,
+        events: Events,
         accelerator: Accelerator,
     ) -> None:
         if collate is None:
             from kiwi_cli.train.batch import collate as usual
 
             collate = partial(usual, timesteps=config.timesteps, shift=cast("KiwiTrainModel", model).shift)
-        self.config, self.model, self.datasets, self.ratios, self.console = config, model, datasets, ratios, console
+        self.config, self.model, self.datasets, self.ratios, self.events = config, model, datasets, ratios, events
         self.collate, self.accelerator = collate, accelerator
         self.out = Path(config.out)
         self.held = HeldOut(held_out, config.validate.rows, config.micro_batch) if config.validate.every else None
@@ -160,10 +160,10 @@ class _Run:
     def begin(self, resume: bool) -> None:
         """Put the model on its device, make the optimiser, and load the state there is."""
         config, accelerator = self.config, self.accelerator
-        self.plan = Plan(
+        self.plan = FeedPlan(
             config, self.datasets, self.ratios, accelerator.process_index, accelerator.num_processes
         )  # before anything is moved: settings that do not come out even end here
-        state = find_state(config, self.parameters, resume, accelerator, self.console)
+        state = find_state(config, self.parameters, resume, accelerator, self.events)
         for value in self.parameters.values():
             value.data = value.data.to(torch.float32)
         optimiser = make_optimiser(config, self.parameters)
@@ -196,7 +196,7 @@ class _Run:
         first = accelerator.is_main_process
         with ExitStack() as stack:
             labels = {"train": "train"}
-            progress = stack.enter_context(self.console.stages(labels)) if first else None
+            progress = stack.enter_context(self.events.stages(labels)) if first else None
             batches = stack.enter_context(Feed(self.plan, self.datasets, start, self._make))
             stop.running = True
             while self.step < config.steps:
@@ -317,7 +317,7 @@ class _Run:
         if self.config.trackers:
             self.accelerator.log({f"held_out/{name}": loss for name, loss in losses.items()}, step=self.step)
         shown = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
-        self.console.note(f"step {self.step}: held-out loss {shown}")
+        self.events.note(f"step {self.step}: held-out loss {shown}")
         self._since += time.perf_counter() - began  # not the training's time
 
     def _save(self) -> None:

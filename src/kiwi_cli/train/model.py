@@ -16,13 +16,13 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint as checkpointed
 
-from kiwi_cli import checkpoint
-from kiwi_cli.mllm import KiwiInstructionEncoder
-from kiwi_cli.mllm_inputs import QUERY_TOKEN, VISION_END, VISION_START, InputBuilder
-from kiwi_cli.sampling import SHIFT
+from kiwi_cli.model import checkpoint
+from kiwi_cli.model.mllm import KiwiInstructionEncoder
+from kiwi_cli.model.prompt import QUERY_TOKEN, VISION_END, VISION_START, InputBuilder
+from kiwi_cli.model.sampling import SHIFT
+from kiwi_cli.model.transformer import ConditionEmbedder, KiwiTransformer3DModel
 from kiwi_cli.train.batch import Batch
 from kiwi_cli.train.objective import noised, velocity_loss
-from kiwi_cli.transformer import ConditionEmbedder, KiwiTransformer3DModel
 
 SHORT = 1024
 """Latent positions of a clip up to which attention on a CPU is computed as plain products, whose memory grows with

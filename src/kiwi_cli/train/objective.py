@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from kiwi_cli.sampling import SHIFT, TIMESTEPS, flow_sigmas
+from kiwi_cli.model.sampling import SHIFT, TIMESTEPS, flow_sigmas
 
 STEPS = 1000
 """Steps of the training schedule."""

@@ -9,18 +9,20 @@ from typing import Any
 
 import torch
 
-from kiwi_cli import checkpoint, parallel
-from kiwi_cli.console import aligned, count, format_bytes
+from kiwi_cli.base.processes import team_size
+from kiwi_cli.base.text import aligned, count, format_bytes
 from kiwi_cli.errors import CheckpointError
-from kiwi_cli.mllm import KiwiInstructionEncoder
+from kiwi_cli.model import checkpoint
+from kiwi_cli.model.mllm import KiwiInstructionEncoder
+from kiwi_cli.model.transformer import ConditionEmbedder, KiwiTransformer3DModel
 from kiwi_cli.train.batch import Bucket
 from kiwi_cli.train.config import TrainConfig, accumulation
 from kiwi_cli.train.model import KiwiTrainModel
 from kiwi_cli.train.muon import is_hidden_matrix
 from kiwi_cli.train.run import open_data, prepare_model
 from kiwi_cli.train.sampler import shares_of
-from kiwi_cli.transformer import ConditionEmbedder, KiwiTransformer3DModel
-from kiwi_cli.weights import check_layout, locate, read_json
+from kiwi_cli.weights import check_layout, read_json
+from kiwi_cli.weights.hub import locate
 
 FP32 = 4
 """Bytes of a trained weight, of its gradient and of each moment of the optimiser: AdamW has two, Muon one."""
@@ -147,7 +149,7 @@ def plan_run(config: TrainConfig) -> RunPlan:
     Raises:
         UsageError, CheckpointError: what the run itself would refuse.
     """
-    processes = parallel.team_size()
+    processes = team_size()
     micro_batches = accumulation(config, processes)
     model = skeleton(locate(config.model))
     with torch.device("meta"):

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from kiwi_cli.errors import KiwiError
 
 if TYPE_CHECKING:
-    from kiwi_cli.pipeline import KiwiPipeline
+    from kiwi_cli.engine.pipeline import KiwiPipeline
     from kiwi_cli.train.batch import Sample
 
 PREVIEWS = "previews"

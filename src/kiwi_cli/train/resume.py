@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from kiwi_cli.console import Console
+from kiwi_cli.base.events import Events
 from kiwi_cli.errors import CheckpointError, KiwiError, UsageError
 from kiwi_cli.train.config import TrainConfig
 from kiwi_cli.train.ema import Ema
@@ -31,7 +31,7 @@ Parameters = Mapping[str, torch.nn.Parameter]
 
 
 def find_state(
-    config: TrainConfig, parameters: Parameters, resume: bool, accelerator: Accelerator, console: Console
+    config: TrainConfig, parameters: Parameters, resume: bool, accelerator: Accelerator, events: Events
 ) -> State | None:
     """The state a run goes on from, checked against the model; None begins anew.
 
@@ -50,10 +50,10 @@ def find_state(
         return None
     left = clear_partial(out) if accelerator.is_main_process else []
     if latest is None:
-        console.note(f"no state in '{out}': beginning at step 0")
+        events.note(f"no state in '{out}': beginning at step 0")
         return None
     for name in left:
-        console.warn(f"the save of '{name}' was cut off; going on from '{latest.name}', the last whole state")
+        events.warn(f"the save of '{name}' was cut off; going on from '{latest.name}', the last whole state")
     state = read_state(latest)
     check_fit(state, config.stage, parameters)
     kept = state.config.get("optimiser", {}).get("name")
@@ -62,10 +62,10 @@ def find_state(
             f"the state is of the optimiser '{kept}', not '{config.optimiser.name}'",
             f"pass --set optimiser.name={kept}, or start anew with another --out",
         )
-    console.note(f"going on from '{latest}'")
+    events.note(f"going on from '{latest}'")
     changes = [line for line in changed_settings(state, config.as_dict()) if not line.startswith("out ")]
     if changes:
-        console.warn(f"settings differ from the saved run's: {'; '.join(changes)}")
+        events.warn(f"settings differ from the saved run's: {'; '.join(changes)}")
     return state
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kiwi_cli import parallel
-from kiwi_cli.console import Console
+from kiwi_cli.base import lock
+from kiwi_cli.base.events import SILENT, Events
+from kiwi_cli.engine import parallel
 from kiwi_cli.errors import CheckpointError, UsageError
 from kiwi_cli.train.batch import collate
 from kiwi_cli.train.config import TrainConfig
@@ -22,12 +23,12 @@ from kiwi_cli.train.model import KiwiTrainModel
 from kiwi_cli.train.preview import Preview
 from kiwi_cli.train.sharding import gather, is_spread
 from kiwi_cli.train.stages import GROUPS, LORA_GROUPS, NEW, STAGES, apply_stage, initialise
-from kiwi_cli.weights import locate
+from kiwi_cli.weights.hub import locate
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from kiwi_cli.mllm_inputs import InputBuilder
+    from kiwi_cli.model.prompt import InputBuilder
     from kiwi_cli.train.batch import Sample
 
 EXPORT = "export"
@@ -53,7 +54,7 @@ class Data:
 def run_stage(
     config: TrainConfig,
     *,
-    console: Console | None = None,
+    events: Events = SILENT,
     resume: bool = False,
     stop: Stop | None = None,
     device: str = "auto",
@@ -68,29 +69,33 @@ def run_stage(
         UsageError: settings that cannot be carried out. CheckpointError: a model or a cache that does not fit.
         KiwiError: as `loop.train`.
     """
-    console = console or Console(quiet=True)
     if not config.data:
         raise UsageError("there is no data to train on", "add a [[data]] table with a cache to the file")
     accelerator = make_accelerator(config, device)
+    out = Path(config.out)
+    if accelerator.is_main_process:
+        lock.check_free(out, "training")  # before a model is loaded
     try:
         folder = locate(config.model)
         model = load_model(config, folder)
         data = open_data(config, model.inputs)
         for rows in data.train.values():
             check_cache(rows, model)
-        result = train(
-            config,
-            model,
-            data.train,
-            ratios=data.ratios,
-            held_out=data.held_out,
-            console=console,
-            resume=resume,
-            stop=stop,
-            preview=make_preview(config, model, data, folder, accelerator) if config.validate.preview_every else None,
-            accelerator=accelerator,
-        )
-        exports = {} if result.interrupted else write_exports(config, model, result, folder, accelerator)
+        with lock.held(out, "training") if accelerator.is_main_process else nullcontext():
+            show = make_preview(config, model, data, folder, accelerator) if config.validate.preview_every else None
+            result = train(
+                config,
+                model,
+                data.train,
+                ratios=data.ratios,
+                held_out=data.held_out,
+                events=events,
+                resume=resume,
+                stop=stop,
+                preview=show,
+                accelerator=accelerator,
+            )
+            exports = {} if result.interrupted else write_exports(config, model, result, folder, accelerator)
     finally:
         if accelerator.num_processes > 1:
             parallel.leave()
@@ -112,7 +117,7 @@ def prepare_model(config: TrainConfig, model: KiwiTrainModel) -> None:
     """Freeze, thaw and adapt a model's parts as the settings say.
 
     Raises:
-        UsageError: a group that there is not, a LoRA without a rank or one that is not trained, or a `freeze` that no
+        UsageError: an unknown group, a LoRA without a rank or one that is not trained, or a `freeze` that no
             parameter's name begins with.
     """
     groups = trained_groups(config)
@@ -152,6 +157,12 @@ def trained_groups(config: TrainConfig) -> tuple[str, ...]:
             f"lora.transformer.rank is {ranks['transformer_lora']} and 'transformer_lora' is not trained",
             "add it to 'train', or set the rank to 0",
         )
+    whole = [group for group in chosen if group not in LORA_GROUPS]
+    if "lora" in config.export.forms and (whole or not chosen):
+        raise UsageError(
+            f"export.forms has 'lora', and '{whole[0] if whole else 'nothing'}' is trained, which is no LoRA",
+            "a LoRA file would hold only part of what was trained: export 'folder' or 'raw'",
+        )
     return chosen
 
 
@@ -175,7 +186,7 @@ def check_cache(rows: CachedRows, model: KiwiTrainModel) -> None:
     Raises:
         CheckpointError: with what to do.
     """
-    from kiwi_cli.train.encode import vision_digest
+    from kiwi_cli.data.encode import vision_digest
 
     rows.check_model(vision_digest(model.mllm_encoder, model.inputs))
     channels = model.transformer.config.in_channels
@@ -193,8 +204,9 @@ def make_preview(
     rows = preview_rows(data.held_out, config.validate.previews)
     if not accelerator.is_main_process or not rows:
         return None
-    from kiwi_cli import checkpoint
-    from kiwi_cli.pipeline import KiwiPipeline
+    from kiwi_cli.engine.pipeline import KiwiPipeline
+    from kiwi_cli.engine.schedule import released_schedule
+    from kiwi_cli.model import checkpoint
 
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     vae = checkpoint.load_vae(folder / "vae", dtype, accelerator.device)
@@ -205,9 +217,9 @@ def make_preview(
         model.source_embedder,
         model.ref_embedder,
         model.tokenizer,
+        released_schedule(model.shift),
         model.colour,
         model.references_first,
-        model.shift,
     )
 
     def context(sample: Sample) -> torch.Tensor:
@@ -251,7 +263,7 @@ def write_exports(
         for form in config.export.forms if first else ():
             path = written[form] = out / (form if form == "folder" else f"{form}.safetensors")
             if form == "folder":
-                exports.export_folder(model, path, folder, dtype, state)
+                exports.replace_folder(path, lambda new: exports.export_folder(model, new, folder, dtype, state))
             elif form == "raw":
                 exports.export_raw(model, path, state)
             else:

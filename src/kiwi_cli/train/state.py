@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from kiwi_cli.console import format_bytes
+from kiwi_cli.base.text import format_bytes
 from kiwi_cli.errors import CheckpointError, KiwiError
 from kiwi_cli.train.sharding import like
 from kiwi_cli.weights.files import torch_dtype

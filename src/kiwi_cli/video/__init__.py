@@ -17,40 +17,44 @@ if TYPE_CHECKING:
     from kiwi_cli.video.clip import AudioTrack, Clip, Colour
     from kiwi_cli.video.codecs import CODECS, QUALITIES, available_codecs
     from kiwi_cli.video.compare import COMPARES, Compare, write_sheet
+    from kiwi_cli.video.damage import Damage
     from kiwi_cli.video.geometry import (
         FITS,
         LATENT_GRID,
         Fit,
-        Placement,
+        Framing,
         Size,
+        framing,
         latent_frame_count,
         padded_frame_count,
-        placement,
         requested_size,
         size_of_area,
         working_size,
     )
     from kiwi_cli.video.mask import Mask, load_mask
     from kiwi_cli.video.metadata import read_metadata
-    from kiwi_cli.video.planning import check_output, container_of
+    from kiwi_cli.video.planning import check_output, container_of, refuse_source
     from kiwi_cli.video.probing import probe
     from kiwi_cli.video.reader import SourceFrame, read_frames
+    from kiwi_cli.video.shots import Shots, find_shots
     from kiwi_cli.video.timeline import Span, select
+    from kiwi_cli.video.walked import Walked
     from kiwi_cli.video.writer import FrameWriter, open_writer
 
 _HOMES = {
     "clip": ("AudioTrack", "Clip", "Colour"),
     "codecs": ("CODECS", "QUALITIES", "available_codecs"),
     "compare": ("COMPARES", "Compare", "write_sheet"),
+    "damage": ("Damage",),
     "geometry": (
         "FITS",
         "LATENT_GRID",
         "Fit",
-        "Placement",
+        "Framing",
         "Size",
         "latent_frame_count",
         "padded_frame_count",
-        "placement",
+        "framing",
         "requested_size",
         "size_of_area",
         "working_size",
@@ -59,8 +63,10 @@ _HOMES = {
     "metadata": ("read_metadata",),
     "probing": ("probe",),
     "reader": ("SourceFrame", "read_frames"),
+    "shots": ("Shots", "find_shots"),
     "timeline": ("Span", "select"),
-    "planning": ("check_output", "container_of"),
+    "walked": ("Walked",),
+    "planning": ("check_output", "container_of", "refuse_source"),
     "writer": ("FrameWriter", "open_writer"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -75,24 +81,29 @@ __all__ = [
     "Clip",
     "Colour",
     "Compare",
+    "Damage",
     "Fit",
     "FrameWriter",
+    "Framing",
     "Mask",
-    "Placement",
+    "Shots",
     "Size",
     "SourceFrame",
     "Span",
+    "Walked",
     "available_codecs",
     "check_output",
     "container_of",
+    "find_shots",
+    "framing",
     "latent_frame_count",
     "load_mask",
     "open_writer",
     "padded_frame_count",
-    "placement",
     "probe",
     "read_frames",
     "read_metadata",
+    "refuse_source",
     "requested_size",
     "select",
     "size_of_area",

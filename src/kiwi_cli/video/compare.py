@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import os
 from fractions import Fraction
-from pathlib import Path
+from functools import cache
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from kiwi_cli.errors import UsageError
 from kiwi_cli.video.clip import Clip
 from kiwi_cli.video.decode import frames_of, walk
-from kiwi_cli.video.failures import writing
 from kiwi_cli.video.geometry import Size
-from kiwi_cli.video.pictures import save_picture
 from kiwi_cli.video.probing import probe
 from kiwi_cli.video.resize import scale
 from kiwi_cli.video.timeline import Span
@@ -24,10 +21,7 @@ from kiwi_cli.video.timeline import Span
 Compare = Literal["side", "wipe"]
 COMPARES: tuple[Compare, ...] = ("side", "wipe")
 
-_WIPE_PERIOD = 4.0  # seconds for the divider to go right, left and back
-_WIPE_REACH = 0.45  # of the width, from the middle
-_LABEL = 18  # pixels
-_GAP = 4  # pixels
+SOURCE, RESULT = "source", "edit"
 
 
 def compared_size(size: Size, how: Compare | None) -> Size:
@@ -37,21 +31,51 @@ def compared_size(size: Size, how: Compare | None) -> Size:
     return Size(size.width * 2, size.height) if how == "side" else size
 
 
-def compare(source: np.ndarray, result: np.ndarray, how: Compare, time: Fraction) -> np.ndarray:
-    """One frame of a comparison, the source on the left.
+def compare(source: np.ndarray, result: np.ndarray, how: Compare, done: Fraction) -> np.ndarray:
+    """One frame of a comparison, labelled: the source on the left of the result.
 
     Args:
-        source, result: (H, W, 3) uint8.
-        time: seconds from the beginning; moves the divider of 'wipe'.
+        source, result: (H, W, 3) uint8 or uint16, of one kind.
+        done: how much of the clip is over, 0 at the first frame and 1 at the last. 'wipe' shows the result from the
+            right: nothing of it at 0, all of it at 1.
     """
-    if how == "side":
-        return np.concatenate([source, result], axis=1)
     width = source.shape[1]
-    middle = 0.5 + _WIPE_REACH * math.sin(2 * math.pi * float(time) / _WIPE_PERIOD)
-    at = min(max(round(middle * width), 1), width - 1)
+    if how == "side":
+        frame = np.concatenate([source, result], axis=1)
+        _label(frame, 0, SOURCE)
+        _label(frame, width, RESULT)
+        return frame
+    at = round((1 - min(max(float(done), 0.0), 1.0)) * width)
     frame = np.concatenate([source[:, :at], result[:, at:]], axis=1)
-    frame[:, at - 1 : at + 1] = 255
+    if 0 < at < width:
+        frame[:, max(at - 1, 0) : at + 1] = np.iinfo(frame.dtype).max
+    if at > width // 4:
+        _label(frame, 0, SOURCE)
+    if at < 3 * width // 4:
+        _label(frame, width - _label_picture(RESULT, frame.shape).shape[1], RESULT)
     return frame
+
+
+def _label(frame: np.ndarray, left: int, text: str) -> None:
+    """Write a word at the top of a frame, in place; not where it would cover half of it."""
+    label = _label_picture(text, frame.shape)
+    height, width = label.shape
+    room = frame[:height, left : left + width]
+    if room.shape[:2] != label.shape or 4 * height > frame.shape[0]:
+        return
+    top = np.iinfo(frame.dtype).max
+    room[...] = np.where(label[..., None] > 127, top, room // 4)  # white on a darkened ground
+
+
+@cache
+def _label_picture(text: str, shape: tuple[int, ...]) -> np.ndarray:
+    """(h, w) uint8: a word in white on black, of a size that suits frames of a shape."""
+    size = max(shape[0] // 24, 10)
+    font = ImageFont.load_default(size)
+    _, _, right, bottom = font.getbbox(text)
+    image = Image.new("L", (round(right) + size, round(bottom) + size // 2))
+    ImageDraw.Draw(image).text((size // 2, size // 8), text, fill=255, font=font)
+    return np.asarray(image)
 
 
 def write_sheet(
@@ -76,37 +100,22 @@ def write_sheet(
     Raises:
         UsageError, MediaError: the sheet cannot be written, or the result not be read.
     """
-    from kiwi_cli.video.planning import check_output, container_of
+    from kiwi_cli.video import sheets
 
-    check_output(path, overwrite=overwrite)
-    if container_of(path) != "png":
-        raise UsageError(f"a contact sheet is a PNG, not '{path}'", "end its name in .png")
+    sheets.check(path, overwrite=overwrite)
     cell = Size(width, max(round(width * clip.display_size.height / clip.display_size.width), 1))
     wanted = _spread(max(span.source_frames, 1), columns)
-    above, numbers, times = [], [], []
+    above: list[sheets.Tile] = []
+    numbers = []
     inside = (frame for frame, choice in walk(clip, span) if choice.inside)
     for position, frame in enumerate(inside):
         if position in wanted:
-            above.append(scale(frame.pixels.rgb(), cell))
-            times.append(frame.time)
+            words = "" if above else f"   {SOURCE} above, {RESULT} below"
+            above.append(sheets.Tile(scale(frame.pixels.rgb(), cell), f"{float(frame.time):.2f} s{words}"))
             numbers.append(frame.number if keep_rest else position)
-    below = [scale(frame.pixels.rgb(), cell) for frame in frames_of(probe(result)) if frame.number in set(numbers)]
-    sheet = Image.new("RGB", ((cell.width + _GAP) * len(above) - _GAP, 2 * cell.height + _GAP + _LABEL), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, time in enumerate(times):
-        left = column * (cell.width + _GAP)
-        draw.text((left + 2, 3), f"{float(time):.2f} s", fill="black")
-        sheet.paste(Image.fromarray(above[column]), (left, _LABEL))
-        if column < len(below):
-            sheet.paste(Image.fromarray(below[column]), (left, _LABEL + cell.height + _GAP))
-    target = Path(path)
-    temporary = target.with_name(f".{target.stem[:40]}.kiwi-partial.png")
-    with writing(target):
-        try:
-            save_picture(temporary, np.asarray(sheet), file_format="PNG")
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+    frames = (frame for frame in frames_of(probe(result)) if frame.number in set(numbers))
+    below = [sheets.Tile(scale(frame.pixels.rgb(), cell)) for frame in frames]
+    sheets.save(sheets.draw([above, below], cell), path, overwrite=overwrite)
 
 
 def _spread(count: int, columns: int) -> set[int]:

@@ -6,13 +6,14 @@ import errno
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import av
 from PIL import Image
 
 from kiwi_cli.errors import KiwiError, MediaError
+from kiwi_cli.video.partial import scratch_folder
 
 # What PyAV and Pillow raise for broken data: decoders written in Python stumble in many ways. MemoryError comes
 # from a header that asks for an absurd buffer.
@@ -66,6 +67,27 @@ def writing(
         if isinstance(error, PermissionError):
             raise MediaError(f"not allowed to write '{path}'", elsewhere) from error
         raise MediaError(f"cannot write '{path}': {reason(error)}", hint) from error
+
+
+@contextmanager
+def trial_folder() -> Iterator[Path]:
+    """A folder for a trial of what will be written; it goes with what is in it.
+
+    Raises:
+        MediaError: there is no room for it: that says nothing about what was tried.
+    """
+    hint = "free some space there, or set TMPDIR to another folder"
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(scratch_folder())
+        except OSError as error:
+            raise MediaError(f"no place for temporary files: {reason(error)}", hint) from error
+        try:
+            yield folder
+        except WRITE_ERRORS as error:
+            if getattr(error, "errno", None) not in NO_SPACE:
+                raise
+            raise MediaError(f"no space left for temporary files in '{folder.parent}'", hint) from error
 
 
 def reason(error: BaseException) -> str:

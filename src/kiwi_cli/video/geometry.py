@@ -157,7 +157,7 @@ def _nearest_within(width: float, height: float, multiple: int, budget: int) -> 
 
 
 @dataclass(frozen=True)
-class Placement:
+class Framing:
     """Where the clip's pixels lie in the working frame, and back.
 
     `source` (clip pixels) is scaled on to `target` (working pixels). The way back scales `target` on to
@@ -177,6 +177,12 @@ class Placement:
         return self.clip == self.working and self.source == self.target
 
     @property
+    def unscaled(self) -> Framing:
+        """For frames that cover the same part of the clip at the clip's own scale."""
+        size = self.source.size
+        return Framing(self.clip, size, self.source, Box(0, 0, *size), self.pixel_aspect)
+
+    @property
     def distortion(self) -> float:
         """How much the model sees the picture stretched: 0.02 is 2 % wider or higher than it is."""
         source = self.source.size.width / self.source.size.height * float(self.pixel_aspect)
@@ -189,7 +195,7 @@ class Placement:
         return self.source.size == self.clip
 
 
-def placement(clip: Size, working: Size, fit: Fit = "stretch", pixel_aspect: Fraction = Fraction(1)) -> Placement:
+def framing(clip: Size, working: Size, fit: Fit = "stretch", pixel_aspect: Fraction = Fraction(1)) -> Framing:
     """Place a clip in the working frame.
 
     Args:
@@ -212,7 +218,7 @@ def placement(clip: Size, working: Size, fit: Fit = "stretch", pixel_aspect: Fra
         target = _middle(working, height=round(working.width / shape))
     elif fit == "pad":
         target = _middle(working, width=round(working.height * shape))
-    return Placement(clip, working, source, target, pixel_aspect)
+    return Framing(clip, working, source, target, pixel_aspect)
 
 
 def _middle(whole: Size, width: int | None = None, height: int | None = None) -> Box:

@@ -7,10 +7,15 @@ the Matroska segment, RIFF) say how long the file should be.
 from __future__ import annotations
 
 import os
+import re
 import struct
 from pathlib import Path
 from typing import BinaryIO
 
+_TAIL = 1 << 20  # bytes of padding that may lie behind a GIF
+# top-level boxes of ISO/IEC 14496-12, QuickTime and DASH
+_BOXES = re.compile(rb"ftyp|moov|mdat|free|skip|wide|pnot|udta|uuid|moof|mfra|sidx|ssix|styp|meta|prft|emsg|pdin|imda")
+_LOOKED_AT = 16 << 20  # bytes at either end of a file
 _MAX_BOXES = 10_000  # top-level boxes looked at; a fragmented file of an hour has about 3,600
 
 
@@ -24,10 +29,12 @@ def is_cut_off(path: Path) -> bool:
         if head[:4] == b"\x1a\x45\xdf\xa3":
             return _matroska_end(file) > size
         if head[:4] == b"RIFF":
-            return struct.unpack("<I", head[4:8])[0] + 8 > size + 1
+            length = struct.unpack("<I", head[4:8])[0]
+            # written to a pipe, the size could not be filled in
+            return length not in (0, 0xFFFFFFFF) and length + 8 > size + 1
         if head[:3] == b"GIF":
-            file.seek(max(size - 16, 0))
-            return b"\x3b" not in file.read()
+            file.seek(max(size - _TAIL, 0))
+            return b"\x3b" not in file.read().rstrip(b"\0")[-16:]
     return False
 
 
@@ -39,6 +46,8 @@ def _iso_end(file: BinaryIO, size: int) -> int:
         header = file.read(16)
         if len(header) < 8:
             return position + 8 if header.strip(b"\0") else position
+        if position and not _BOXES.fullmatch(header[4:8]):  # what programs put behind the file
+            return position
         length = struct.unpack(">I", header[:4])[0]
         if length == 1 and len(header) == 16:
             length = struct.unpack(">Q", header[8:])[0]
@@ -74,3 +83,32 @@ def _vint(file: BinaryIO) -> tuple[int, bool]:
     raw = bytes([first[0] & ((1 << (8 - length)) - 1)]) + file.read(length - 1)
     value = int.from_bytes(raw, "big")
     return value, value != (1 << (7 * length)) - 1
+
+
+def is_encrypted(path: Path) -> bool:
+    """True when an MP4 says that its picture is encrypted (ISO/IEC 23001-7)."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(12)[4:8] not in (b"ftyp", b"moov", b"styp"):
+            return False
+        file.seek(0)
+        data = file.read(_LOOKED_AT)
+        file.seek(max(size - _LOOKED_AT, 0))
+        data += file.read()
+    return b"encv" in data and b"sinf" in data
+
+
+def is_motion_jpeg(path: Path) -> bool:
+    """True when a JPEG file holds one picture after the other, without saying that they are views of one."""
+    with path.open("rb") as file:
+        data = file.read(_LOOKED_AT)
+    if not data.startswith(b"\xff\xd8\xff"):
+        return False
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != 0xDA:
+        length = struct.unpack(">H", data[position + 2 : position + 4])[0]
+        if data[position + 1] == 0xE2 and data[position + 4 : position + 8] == b"MPF\0":
+            return False  # a phone's picture with a second one behind it
+        position += 2 + length
+    end = data.find(b"\xff\xd9", position)
+    return end >= 0 and data[end + 2 : end + 5] == b"\xff\xd8\xff"

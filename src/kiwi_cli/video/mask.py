@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
+from kiwi_cli.base.text import count
 from kiwi_cli.errors import MediaError, UsageError
 from kiwi_cli.video.clip import Clip
 from kiwi_cli.video.decode import Frame, frames_of
@@ -21,6 +22,7 @@ from kiwi_cli.video.resize import scale
 _RECTANGLE = re.compile(r"\s*(-?\d+)\s*,\s*(-?\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*")
 # Video and JPEG masks are never quite black or white: levels this near to the ends count as the ends.
 _BLACK, _WHITE = 16, 239
+_STRIP = 1 << 22  # pixels blended at a time
 _MAX_FEATHER = 512  # pixels
 
 
@@ -66,7 +68,10 @@ def load_mask(spec: str | os.PathLike[str], clip: Clip, *, feather: int = 0) -> 
             raise UsageError(
                 f"the mask '{spec}' lies outside the clip, which is {clip.size}", "pass --mask x,y,width,height"
             )
-        return Mask(clip.size, box=box, feather=feather)
+        cut = f"{box.left},{box.top},{box.right - box.left},{box.bottom - box.top}"
+        beyond = (box.left, box.top, box.right, box.bottom) != (x, y, x + width, y + height)
+        notices = [f"the mask reaches beyond the clip's {clip.size}: it is cut to {cut}"] if beyond else []
+        return Mask(clip.size, box=box, feather=feather, notices=tuple(notices))
     try:
         media = probe(spec)
     except UsageError:
@@ -80,7 +85,7 @@ def load_mask(spec: str | os.PathLike[str], clip: Clip, *, feather: int = 0) -> 
     if media.kind == "video" and media.duration < clip.duration * 95 / 100:
         notices.append(f"the mask ends after {float(media.duration):.3g} s: its last frame is held")
     if media.kind == "sequence" and media.frame_count < clip.frame_count:
-        notices.append(f"the mask has {media.frame_count} frames for {clip.frame_count}: its last one is held")
+        notices.append(f"the mask has {count(media.frame_count, 'frame')} for {clip.frame_count}: its last one is held")
     mask = Mask(clip.size, media=media, feather=feather, notices=tuple(notices))
     if not mask.moves and not next(MaskReader(mask).shapes())[1].any():
         raise MediaError(f"the mask is black all over: '{spec}'", "white is what gets edited")
@@ -130,11 +135,17 @@ def composite(edited: np.ndarray, source: np.ndarray, mask: np.ndarray) -> np.nd
     """Edited pixels where the mask is 255, the source's own (bit for bit) where it is 0, a blend between.
 
     Args:
-        edited, source: (H, W, 3) uint8.
+        edited, source: (H, W, 3) uint8 or uint16, of one kind.
         mask: (H, W) uint8.
     """
-    weight = mask[..., None].astype(np.uint16)
-    return ((edited * weight + source * (255 - weight) + 127) // 255).astype(np.uint8)
+    wide = np.uint16 if edited.dtype == np.uint8 else np.uint32
+    out = np.empty_like(edited)
+    lines = max(_STRIP // max(mask.shape[1], 1), 1)  # a picture of 128 megapixels must not be held five times
+    for top in range(0, len(mask), lines):
+        part = slice(top, top + lines)
+        weight = mask[part, :, None].astype(wide)
+        out[part] = (edited[part] * weight + source[part] * (255 - weight) + 127) // 255
+    return out
 
 
 def feathered(mask: np.ndarray, feather: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from kiwi_cli.video import gif
 from kiwi_cli.video.clip import Clip
 from kiwi_cli.video.opening import check_input, open_media
 from kiwi_cli.video.pictures import read_header, sniff
@@ -57,7 +58,6 @@ _STANDARD = {
     "location-eng",
 }
 _SLOTS = ("comment", "description", "synopsis", "lyrics")
-_GIF_COMMENT = b"\x21\xfe"
 
 
 def output_tags(clip: Clip, extra: dict[str, str], container: str) -> tuple[dict[str, str], dict[str, str]]:
@@ -102,56 +102,11 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     if sniff(head):
         return dict(read_header(source).text)
     if head.startswith(b"GIF8"):
-        return _read_gif(source.read_bytes())
+        return gif.comments(source.read_bytes())
     with open_media(source) as container:
         found = {key.lower(): value for key, value in container.metadata.items()}
     for key, value in list(found.items()):
         if value.startswith(_PREFIX):
             del found[key]
             found["kiwi"] = value.removeprefix(_PREFIX)
-    return found
-
-
-def add_gif_comment(path: Path, text: dict[str, str]) -> None:
-    """Put each entry into a comment block of a GIF, before its first picture."""
-    if not text:
-        return
-    blocks = b"".join(_gif_block(f"{key}:{value}".encode()) for key, value in text.items())
-    data = path.read_bytes()
-    position = 13 + (3 << ((data[10] & 7) + 1) if data[10] & 0x80 else 0)
-    if data[position : position + 14] == b"\x21\xff\x0bNETSCAPE2.0":  # the loop count comes first
-        position += 19
-    with path.open("r+b") as file:
-        file.seek(position)
-        file.write(blocks + data[position:])
-
-
-def _gif_block(data: bytes) -> bytes:
-    parts = [data[i : i + 255] for i in range(0, len(data), 255)]
-    return _GIF_COMMENT + b"".join(bytes([len(part)]) + part for part in parts) + b"\0"
-
-
-def _read_gif(data: bytes) -> dict[str, str]:
-    """Comment blocks of a GIF, walked from its first block."""
-    found: dict[str, str] = {}
-    if len(data) < 13:
-        return found
-    position = 13 + (3 << ((data[10] & 7) + 1) if data[10] & 0x80 else 0)
-    while position + 1 < len(data) and data[position] != 0x3B:
-        is_comment = data[position : position + 2] == _GIF_COMMENT
-        if data[position] == 0x2C and position + 9 < len(data):  # an image: its palette, then its data
-            flags = data[position + 9]
-            position += 11 + (3 << ((flags & 7) + 1) if flags & 0x80 else 0)
-        elif data[position] == 0x21:
-            position += 2
-        else:
-            break
-        text = b""
-        while position < len(data) and data[position]:
-            text += data[position + 1 : position + 1 + data[position]] if is_comment else b""
-            position += 1 + data[position]
-        position += 1
-        key, _, value = text.decode("utf-8", "replace").partition(":")
-        if is_comment:
-            found |= {key.lower(): value} if value else {"comment": key}
     return found

@@ -14,13 +14,15 @@ import av
 from kiwi_cli.errors import MediaError, UsageError
 from kiwi_cli.video.clip import MAX_DIMENSION, MAX_TOTAL_PIXELS
 from kiwi_cli.video.failures import reading
+from kiwi_cli.video.integrity import is_motion_jpeg
 
 # Only files, and no demuxer that follows names inside a file to other files or addresses (playlists, concat).
 _DEMUXERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,mpegts,mpeg,flv,asf,ogg,ivf,obu,nut,mxf,h264,hevc,"
     "mjpeg,m4v,mpegvideo,yuv4mpegpipe,dv,wav,mp3,aac,flac,aiff,caf"
 )
-_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _DEMUXERS, "max_streams": "64"}
+_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _DEMUXERS, "max_streams": "1000"}
+_UNALIGNED = int(av.codec.context.Flags.unaligned)
 _TIMEOUT = 30.0  # seconds for any one read
 
 
@@ -33,7 +35,8 @@ def check_input(path: Path) -> None:
     except (OSError, ValueError) as error:
         raise MediaError(f"cannot read '{path}': {error}", "check the path and its permissions") from error
     if not stat.S_ISREG(info.st_mode):
-        raise MediaError(f"not a file: '{path}'", "pass a video, a picture or a folder of numbered pictures")
+        hint = "pass a video, a picture or a folder; of a pipe, save what it gives first"
+        raise MediaError(f"not a file: '{path}'", hint)
     if info.st_size == 0:
         raise MediaError(f"the file is empty: '{path}'", "copy or download it again")
     if not os.access(path, os.R_OK):
@@ -47,6 +50,7 @@ def open_media(path: Path) -> Iterator[Any]:
         container = av.open(
             os.fspath(path.absolute()),
             mode="r",
+            format="mjpeg" if is_motion_jpeg(path) else None,  # FFmpeg takes it for one picture
             options=dict(_OPTIONS),
             metadata_errors="replace",
             timeout=(_TIMEOUT, _TIMEOUT),
@@ -75,7 +79,10 @@ def picture_stream(container: Any, path: Path) -> Any:
     width, height = stream.codec_context.width, stream.codec_context.height
     check_dimensions(width, height, path)
     stream.codec_context.options = {"max_pixels": str(MAX_TOTAL_PIXELS)}
-    stream.thread_type = "AUTO"
+    # else columns that the stream crops off its left side come back where their number is no multiple of 32 or 64
+    stream.codec_context.flags |= _UNALIGNED
+    # Theora's empty packets repeat the picture before: that must have come out by then
+    stream.thread_type = "SLICE" if stream.codec_context.codec.canonical_name == "theora" else "AUTO"
     return stream
 
 

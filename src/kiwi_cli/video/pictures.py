@@ -1,28 +1,30 @@
-"""Pictures (PNG, JPEG, WebP) in and out, with their depth, transparency, profile and text."""
+"""Pictures in (PNG, JPEG, WebP, BMP, PPM, TIFF, JPEG 2000) and out (the first three), with what they carry."""
 
 from __future__ import annotations
 
 import io
-import struct
 import warnings
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from kiwi_cli.errors import MediaError
 from kiwi_cli.video.clip import MAX_DIMENSION, MAX_TOTAL_PIXELS
 from kiwi_cli.video.failures import reading
+from kiwi_cli.video.png import decode_png16, png_depth, write_png
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-_FORMATS = ("PNG", "JPEG", "WEBP")  # Pillow calls JPEGs of several pictures MPO, and shows the first
+# Pillow calls JPEGs of several pictures MPO, and shows the first
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF", "JPEG2000")
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB")  # 8 bits a channel, or less
 JPEG_COMMENT = 65_000  # bytes: a JPEG segment holds 65,533
 _ORIENTATION = 0x0112  # EXIF tag
 _EXIF_DESCRIPTION = 0x010E  # EXIF ImageDescription
+_RGB = b"RGB "  # an ICC profile's colour space
+_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 _KIWI_PREFIX = "kiwi:"
 
 
@@ -44,14 +46,27 @@ class Picture:
     """A decoded, upright picture. `pixels`: (H, W, 3 or 4), uint8 or uint16."""
 
     pixels: np.ndarray
+    details: Details
+
+
+@dataclass(frozen=True)
+class Details:
+    """What a picture file holds beside its pixels. `dpi`: pixels an inch, across and down (upright)."""
+
     icc_profile: bytes | None = None
     exif: bytes | None = None
     text: dict[str, str] = field(default_factory=dict)
+    dpi: tuple[float, float] | None = None
+    xmp: bytes | None = None
 
 
 def sniff(head: bytes) -> bool:
-    """True when a file's first bytes are those of a PNG, JPEG or WebP picture."""
-    return head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+    """True when a file's first 16 bytes are those of a picture: PNG, JPEG, WebP, BMP, PPM, TIFF or JPEG 2000."""
+    if head.startswith(_MAGIC):
+        return True
+    if head[:2] in (b"P5", b"P6") and head[2:3].isspace():
+        return True
+    return (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or (head[:2] == b"BM" and head[6:10] == bytes(4))
 
 
 def read_header(path: Path) -> PictureHeader:
@@ -68,14 +83,21 @@ def read_header(path: Path) -> PictureHeader:
                 raise MediaError(
                     f"picture too large: {width}x{height} in '{path}'", f"at most {MAX_DIMENSION} pixels a side"
                 )
+            depth = png_depth(path)
+            if depth != 16 and image.mode not in _MODES:
+                raise MediaError(
+                    f"more than 8 bits a channel in a {image.format}: '{path}' ({image.mode})",
+                    "convert it to a 16-bit PNG first",
+                )
             if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-                raise MediaError(f"animated picture: '{path}' ({image.format})", "convert it to a GIF or a video first")
+                kind = "several pages" if image.format == "TIFF" else "animated picture"
+                raise MediaError(f"{kind}: '{path}' ({image.format})", "convert it to a GIF or a video first")
             turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
             return PictureHeader(
                 format="JPEG" if image.format == "MPO" else str(image.format),
                 size=(height, width) if turned else (width, height),
                 stored_size=(width, height),
-                bit_depth=16 if _png_depth(path) == 16 else 8,
+                bit_depth=16 if depth == 16 else 8,
                 has_alpha=image.has_transparency_data,
                 mode=image.mode,
                 text=_text(image),
@@ -83,20 +105,37 @@ def read_header(path: Path) -> PictureHeader:
 
 
 def read_picture(path: Path) -> Picture:
-    """Decode a picture: upright, RGB or RGBA, 16 bits where the file has 16."""
+    """Decode a picture: upright, RGB or RGBA, 16 bits where the file has 16.
+
+    Grey and CMYK pictures with a colour profile go through it to sRGB, because the profile describes no RGB.
+    """
     header = read_header(path)
     with reading(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(path, formats=_FORMATS) as image:
-            icc = image.info.get("icc_profile")
             orientation = image.getexif().get(_ORIENTATION, 1)
+            profile = image.info.get("icc_profile")
+            foreign = profile if profile and _space_of(profile) != _RGB else None
             if header.bit_depth == 16:
-                pixels = _turn(_decode_png16(path), orientation)
+                pixels = _turn(decode_png16(path), orientation)
+                if foreign:
+                    pixels = _from_grey(pixels, foreign)
             else:
-                upright = ImageOps.exif_transpose(image)
-                pixels = np.asarray(upright.convert("RGBA" if header.has_alpha else "RGB"))
-            exif = _upright_exif(image)  # last: it changes what the picture says of itself
-    return Picture(np.ascontiguousarray(pixels), icc, exif, header.text)
+                upright = ImageOps.exif_transpose(image) if orientation != 1 else image
+                mode = "RGBA" if header.has_alpha else "RGB"
+                if foreign:
+                    upright = _through_profile(upright, foreign, mode)
+                pixels = np.asarray(upright if upright.mode == mode else upright.convert(mode))
+            details = _details(image)  # last: it changes what the picture says of itself
+    return Picture(np.ascontiguousarray(pixels), details)
+
+
+def read_details(path: Path) -> Details:
+    """What a picture file holds beside its pixels, without decoding them."""
+    with reading(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(path, formats=_FORMATS) as image:
+            return _details(image)
 
 
 def flatten(pixels: np.ndarray) -> np.ndarray:
@@ -138,30 +177,44 @@ def save_picture(
     *,
     file_format: str,
     quality: int | None = None,
-    icc_profile: bytes | None = None,
-    exif: bytes | None = None,
-    text: dict[str, str] | None = None,
+    details: Details | None = None,
+    coding: tuple[int, int] | None = None,
 ) -> None:
     """Write (H, W, 3 or 4) uint8 or uint16 pixels as 'PNG', 'JPEG' or 'WEBP'.
 
-    `quality` None is lossless for PNG, 95 without chroma subsampling for JPEG, lossless for WebP.
+    Args:
+        quality: None is lossless for PNG, 95 without chroma subsampling for JPEG, lossless for WebP.
+        coding: primaries and transfer of HDR values; PNG only.
     """
-    text = text or {}
+    details = details or Details()
+    text = details.text
     if file_format == "PNG":
-        path.write_bytes(png_bytes(pixels, icc_profile=icc_profile, exif=exif, text=text))
+        with path.open("wb") as file:
+            write_png(
+                file,
+                pixels,
+                icc_profile=details.icc_profile,
+                exif=details.exif,
+                text=text,
+                dpi=details.dpi,
+                xmp=details.xmp,
+                coding=coding,
+            )
         return
     if pixels.dtype == np.uint16:
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    options: dict[str, Any] = {"icc_profile": icc_profile} if icc_profile else {}
+    exif = details.exif
+    options: dict[str, Any] = {"icc_profile": details.icc_profile} if details.icc_profile else {}
+    if details.xmp:
+        options["xmp"] = details.xmp
     comment = f"{_KIWI_PREFIX}{text['kiwi']}" if "kiwi" in text else text.get("comment")
     if file_format == "JPEG":
         pixels = flatten(pixels)
         options |= {"quality": quality or 95, "subsampling": 0 if (quality or 95) >= 90 else 2}
-        options |= (
-            {"comment": comment.encode()}
-            if comment and len(comment.encode()) <= JPEG_COMMENT + len(_KIWI_PREFIX)
-            else {}
-        )
+        if details.dpi:
+            options["dpi"] = tuple(round(value) for value in details.dpi)
+        if comment and len(comment.encode()) <= JPEG_COMMENT + len(_KIWI_PREFIX):
+            options["comment"] = comment.encode()
     else:
         options |= {"lossless": True, "exact": True} if quality is None else {"quality": quality}
         tags = Image.Exif()
@@ -175,76 +228,51 @@ def save_picture(
     Image.fromarray(pixels).save(path, format=file_format, **options)
 
 
-def png_bytes(
-    pixels: np.ndarray,
-    *,
-    icc_profile: bytes | None = None,
-    exif: bytes | None = None,
-    text: dict[str, str] | None = None,
-) -> bytes:
-    """A PNG file of (H, W, 3 or 4) uint8 or uint16 pixels. Pillow cannot write 16-bit colour."""
-    height, width, channels = pixels.shape
-    depth = 8 * pixels.dtype.itemsize
-    stored = pixels.astype(">u2").view(np.uint8) if depth == 16 else pixels
-    lines = stored.reshape(height, -1)
-    # Filter 4 (Paeth) on every line: what photographs compress best with, and one numpy expression for all.
-    step = channels * depth // 8
-    left = np.zeros_like(lines)
-    left[:, step:] = lines[:, :-step]
-    up = np.zeros_like(lines)
-    up[1:] = lines[:-1]
-    corner = np.zeros_like(lines)
-    corner[1:, step:] = lines[:-1, :-step]
-    a, b, c = left.astype(np.int16), up.astype(np.int16), corner.astype(np.int16)
-    to_a, to_b, to_c = np.abs(b - c), np.abs(a - c), np.abs(a + b - 2 * c)
-    guess = np.where((to_a <= to_b) & (to_a <= to_c), left, np.where(to_b <= to_c, up, corner))
-    rows = np.full((height, lines.shape[1] + 1), 4, np.uint8)
-    rows[:, 1:] = lines - guess
-    kind = {3: 2, 4: 6}[channels]
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))]
-    if icc_profile:
-        chunks.append((b"iCCP", b"icc\0\0" + zlib.compress(icc_profile)))
-    if exif:
-        chunks.append((b"eXIf", exif.removeprefix(b"Exif\0\0")))
-    for key, value in (text or {}).items():
-        keyword = key.encode("latin-1", "replace")[:79]
-        chunks.append((b"iTXt", keyword + b"\0\0\0\0\0" + value.encode()))
-    chunks += [(b"IDAT", zlib.compress(rows.tobytes(), 4)), (b"IEND", b"")]
-    file = io.BytesIO()
-    file.write(b"\x89PNG\r\n\x1a\n")
-    for name, data in chunks:
-        file.write(struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)))
-    return file.getvalue()
+def _details(image: Image.Image) -> Details:
+    """What an open picture holds beside its pixels."""
+    turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    profile = image.info.get("icc_profile")
+    if profile and _space_of(profile) != _RGB:  # it describes pixels that are not written
+        profile = None
+    dpi = image.info.get("dpi")
+    if dpi is not None:
+        across, down = (float(value) for value in dpi)
+        dpi = None if not (0 < across < 1e6 and 0 < down < 1e6) else (down, across) if turned else (across, down)
+    xmp = image.info.get("xmp", image.info.get("XML:com.adobe.xmp"))
+    if isinstance(xmp, str):
+        xmp = xmp.encode()
+    text = {key: value for key, value in _text(image).items() if key != "XML:com.adobe.xmp"}
+    return Details(profile, _upright_exif(image), text, dpi, xmp if isinstance(xmp, bytes) else None)  # EXIF last
 
 
-def _png_depth(path: Path) -> int:
-    with path.open("rb") as file:
-        head = file.read(26)
-    return head[24] if head[:8] == b"\x89PNG\r\n\x1a\n" and head[12:16] == b"IHDR" else 0
+def _space_of(profile: bytes) -> bytes:
+    """The colour space that an ICC profile describes (ICC.1, bytes 16 to 19)."""
+    return profile[16:20]
 
 
-def _decode_png16(path: Path) -> np.ndarray:
-    """(H, W, 3 or 4) uint16, exactly as stored. Pillow reads 16-bit colour as 8."""
-    codec = av.CodecContext.create("png", "r")
-    frames = [*codec.decode(av.Packet(path.read_bytes())), *codec.decode(None)]
-    if not frames:
-        raise MediaError(f"cannot read '{path}': no picture in it", "check that the file opens elsewhere")
-    frame = frames[0]
-    name = frame.format.name
-    if name == "gray16be":
-        return np.repeat(np.asarray(frame.to_ndarray()).astype(np.uint16)[..., None], 3, axis=-1)
-    if name == "ya16be":
-        pairs = _plane(frame, 2)
-        return np.concatenate([np.repeat(pairs[..., :1], 3, axis=-1), pairs[..., 1:]], axis=-1)
-    return _plane(frame, 4 if name == "rgba64be" else 3)
+def _through_profile(image: Image.Image, profile: bytes, mode: str) -> Image.Image:
+    """A grey or CMYK picture in sRGB, by its profile; as Pillow converts it where the profile does not fit."""
+    alpha = image.getchannel("A") if image.mode in ("LA", "PA", "RGBA") else None
+    plain = image.convert("L") if image.mode in ("LA", "1", "P", "PA") else image
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        found = ImageCms.profileToProfile(plain, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return image.convert(mode)
+    assert found is not None
+    if alpha is not None and mode == "RGBA":
+        found.putalpha(alpha)
+    return found.convert(mode)
 
 
-def _plane(frame: av.VideoFrame, channels: int) -> np.ndarray:
-    """The packed big-endian 16-bit plane of a frame as (H, W, channels) uint16."""
-    plane = frame.planes[0]
-    lines = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[: frame.height]
-    used = np.ascontiguousarray(lines[:, : frame.width * channels * 2])
-    return used.view(">u2").reshape(frame.height, frame.width, channels).astype(np.uint16)
+def _from_grey(pixels: np.ndarray, profile: bytes) -> np.ndarray:
+    """16-bit grey values, (H, W, 3 or 4) uint16, in sRGB by their profile."""
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+    curve = np.asarray(_through_profile(ramp, profile, "RGB"), np.float64)[0] * 257
+    out = pixels.copy()
+    for index in range(3):
+        out[..., index] = np.interp(pixels[..., index], np.arange(256) * 257, curve[:, index]).round()
+    return out
 
 
 def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:

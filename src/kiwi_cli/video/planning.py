@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -10,15 +11,20 @@ from pathlib import Path
 from kiwi_cli.errors import MediaError, UsageError
 from kiwi_cli.video.clip import Clip
 from kiwi_cli.video.codecs import CONTAINERS, Container, choose_encoding
+from kiwi_cli.video.failures import writing
 from kiwi_cli.video.geometry import Size
+from kiwi_cli.video.keeping import fate_of
+from kiwi_cli.video.partial import partial_folder, remove_partial
 from kiwi_cli.video.pictures import PICTURE_SUFFIXES
 from kiwi_cli.video.sequences import RECORD
 from kiwi_cli.video.sinks import Target
 from kiwi_cli.video.sound import Cut, plan_sound
+from kiwi_cli.video.streams import plan_others
 from kiwi_cli.video.timeline import Chooser, Span, frame_times
 
 # Codecs that carry the pixel aspect themselves; elsewhere in Matroska the muxer would have to.
 _KEEP_ASPECT = ("h264", "hevc", "prores")
+_LONGEST_NAME = 255  # bytes, on every file system in use
 _PICTURES = ("png", "jpeg", "webp")
 
 
@@ -47,9 +53,15 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> No
     container = container_of(output)
     if not output.name:
         raise UsageError(f"output is not a file name: '{path}'", "pass a file name with --output")
+    if output.name == "-":
+        raise UsageError("the result is a file, and is not written to stdout: '-'", "pass a file name with --output")
+    if output.exists() and not (output.is_file() or output.is_dir()):
+        raise UsageError(f"the output is a pipe or a device: '{output}'", "pass the name of a file with --output")
     if output.exists() or output.is_symlink():
         if not overwrite:
-            raise UsageError(f"output exists: '{output}'", "pass --overwrite, or another --output")
+            into = output.is_dir() and container == "folder"
+            hint = f"name a file in it: '{output / 'NAME.mp4'}'" if into else "pass --overwrite, or another --output"
+            raise UsageError(f"output exists: '{output}'", hint)
         if output.is_dir() != (container == "folder"):
             raise UsageError(f"output is of another kind: '{output}'", "pass another --output")
         if container == "folder" and not all(_is_frame(entry) for entry in output.iterdir()):
@@ -60,6 +72,45 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> No
         raise UsageError(f"no such folder: '{folder}'", f"create it first: mkdir -p '{folder}'")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise MediaError(f"not allowed to write in '{folder}'", "write to another folder with --output")
+
+
+def try_place(path: Path) -> None:
+    """Make the folder that an output is written in beside it, and remove it again: before hours of work, not after.
+
+    Raises:
+        MediaError: the system does not let anything be made there, whatever the permissions say.
+    """
+    with writing(path):
+        remove_partial(partial_folder(path))
+
+
+def refuse_source(path: Path, sources: Iterable[Path]) -> None:
+    """Refuse an output that is one of the files that are read, or lies where replacing it would take one along.
+
+    Names are compared by what they lead to: links, `..` and another spelling of a folder are seen through.
+
+    Raises:
+        UsageError: writing `path` would destroy a source.
+    """
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        raise UsageError(
+            f"the name is too long for a file: '{path.name[:40]}...' ({len(os.fsencode(path.name))} bytes)",
+            f"pass an --output name of at most {_LONGEST_NAME} bytes",
+        )
+    for source in sources:
+        within = source.is_dir() and is_same(path.parent, source) and path.exists()
+        if is_same(path, source) or within:
+            raise UsageError(f"the output would replace the input: '{path}'", "pass another --output")
+        if path.is_dir() and is_same(path, source.parent):
+            raise UsageError(f"the output would replace the folder of an input: '{path}'", "pass another --output")
+
+
+def is_same(one: Path, other: Path) -> bool:
+    """Whether two paths lead to the same file or folder, there already or not."""
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them is not there yet
+        return one.resolve() == other.resolve()
 
 
 def plan_target(
@@ -85,7 +136,7 @@ def plan_target(
     aspect = clip.pixel_aspect
     encoding = None
     if container in ("mp4", "mov", "mkv", "webm"):
-        encoding = choose_encoding(container, codec, quality, size, clip.colour, clip.bit_depth)
+        encoding = choose_encoding(container, codec, quality, size, clip.colour, clip.bit_depth, clip.pixel_format)
         notices += encoding.notices
     elif codec is not None:
         raise UsageError(f"a {container} has no codec to choose: '{codec}'", "leave --codec out")
@@ -93,8 +144,14 @@ def plan_target(
     notices += said
     if clip.chapters and not whole:
         notices.append("not kept: the chapters of the whole clip")
-    if clip.other_streams:
-        notices.append(f"not kept: {', '.join(sorted(set(clip.other_streams)))} streams")
+    lost = sorted({kind for kind in clip.side_data if fate_of(kind, container) == "dropped"})
+    notices += [f"not kept: {kind}" for kind in lost]
+    if clip.chapters and fate_of("chapters", container) == "dropped" and whole:
+        notices.append(f"not kept: the chapters (.{container} holds none)")
+    if clip.variable_rate and fate_of("frame times", container) == "converted":
+        notices.append(f"the frames become even: a {container} has one rate, {float(clip.fps):.3g} a second")
+    others, said = plan_others(clip, container)
+    notices += said
     if clip.has_alpha and (encoding is not None or container in ("gif", "jpeg")):
         notices.append(f"transparent parts become white: .{container} is written without transparency")
     if aspect != 1 and container not in ("mp4", "mov") and not (encoding and encoding.codec in _KEEP_ASPECT):
@@ -104,7 +161,7 @@ def plan_target(
         )
         size, aspect = square, Fraction(1)
         if encoding is not None:
-            encoding = choose_encoding(container, codec, quality, size, clip.colour, clip.bit_depth)
+            encoding = choose_encoding(container, codec, quality, size, clip.colour, clip.bit_depth, clip.pixel_format)
     cut = Cut()
     if not whole:
         first, last = _bounds(clip, span)
@@ -114,7 +171,7 @@ def plan_target(
         earliest = min(plan.track.start for plan in tracks)
         # Codecs settle for some 20 ms before the first sound; more than that is sound before the picture.
         cut = Cut(lead=-earliest if earliest < -Fraction(1, 20) else Fraction(0))
-    return Target(clip, container, size, aspect, cut, dict(metadata), encoding, tracks, quality), notices
+    return Target(clip, container, size, aspect, cut, dict(metadata), encoding, tracks, others, quality), notices
 
 
 def begin_at(target: Target, first: Fraction) -> Target:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import os
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,21 +11,27 @@ from typing import Any
 import av
 
 from kiwi_cli.errors import MediaError
-from kiwi_cli.video.clip import AudioTrack, Clip, Colour
+from kiwi_cli.video.clip import AudioTrack, Clip, Colour, OtherStream
 from kiwi_cli.video.colour import colour_of, has_alpha
 from kiwi_cli.video.decode import orientation
-from kiwi_cli.video.failures import READ_ERRORS, reading, reason
+from kiwi_cli.video.failures import READ_ERRORS, reading
+from kiwi_cli.video.foreign import HEAD, refuse_foreign
 from kiwi_cli.video.geometry import Size
-from kiwi_cli.video.integrity import is_cut_off
+from kiwi_cli.video.integrity import is_cut_off, is_encrypted, is_motion_jpeg
 from kiwi_cli.video.opening import check_input, open_media, picture_stream
 from kiwi_cli.video.pictures import read_header, sniff
+from kiwi_cli.video.scan import timing
 from kiwi_cli.video.sequences import FALLBACK_FPS, numbered_pictures, sequence_fps
 
-_SCAN_BYTES = 1 << 30  # files up to this are read through once to count frames and find their times
-_MAX_FRAMES = 5_000_000  # 23 hours at 60 frames a second
 _SRGB = Colour(matrix="rgb", full_range=True, range_tag=2)
-# A phone's photographs look like an MP4 whose video is the tiles of the picture.
-_PHOTOS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypheim", b"ftypavif")
+# side data that describes the pictures as they were -> its row in `keeping.TABLE`
+SIDE_DATA = {
+    "A53_CC": "closed captions in the picture",
+    "DYNAMIC_HDR_PLUS": "dynamic HDR metadata",
+    "DOVI_METADATA": "dynamic HDR metadata",
+    "SPHERICAL": "spherical and stereoscopic marks",
+    "STEREO3D": "spherical and stereoscopic marks",
+}
 _CUT_OFF_HINT = "copy or download it again, or pass --allow-truncated to use what can be read"
 
 
@@ -47,10 +53,9 @@ def probe(path: str | os.PathLike[str], *, allow_truncated: bool = False) -> Cli
         return _probe_sequence(source)
     check_input(source)
     with reading(source), source.open("rb") as file:
-        head = file.read(16)
-    if head[4:12] in _PHOTOS:
-        raise MediaError(f"HEIC and AVIF pictures are not read: '{source}'", "convert it to JPEG or PNG first")
-    if sniff(head) and not _is_apng(source, head):
+        head = file.read(HEAD)
+    refuse_foreign(source, head)
+    if sniff(head) and not _is_apng(source, head) and not is_motion_jpeg(source):
         return _probe_picture(source, allow_truncated)
     return _probe_video(source, allow_truncated)
 
@@ -112,7 +117,7 @@ def _probe_video(path: Path, allow_truncated: bool) -> Clip:
         raise MediaError(f"the file is cut off: '{path}'", _CUT_OFF_HINT)
     with open_media(path) as container:
         stream = picture_stream(container, path)
-        first = _first_frame(container, stream, path)
+        first = _first_frame(container, stream, path, allow_truncated)
         context = stream.codec_context
         turned, mirrored = orientation(first)
         width, height = first.width, first.height
@@ -134,17 +139,18 @@ def _probe_video(path: Path, allow_truncated: bool) -> Clip:
             "pixel_aspect": 1 / aspect if turned % 180 else aspect,
             "rotation": turned,
             "mirrored": mirrored,
-            "has_alpha": has_alpha(first.format) and _is_see_through(first),
+            "has_alpha": has_alpha(first.format) and _is_see_through(first, path),
             "chapters": tuple(container.chapters()),
             "hidden_alpha": stream.metadata.get("alpha_mode") == "1",
             "interlaced": first.interlaced_frame,
             "colour": colour_of(first, stream, first.height),
-            "other_streams": tuple(s.type for s in container.streams if s.type not in ("video", "audio")),
+            "other_streams": tuple(_others(container, stream)),
+            "side_data": tuple(kind for name, kind in SIDE_DATA.items() if first.side_data.get(name) is not None),
             "metadata": dict(container.metadata),
             "time_base": time_base,
             "allow_truncated": allow_truncated,
         }
-        facts |= _timing(container, stream, first, rate, time_base)
+        facts |= timing(path, container, stream, first, rate)
         facts["audio"] = tuple(_audio(container, facts["start"]))
     return _checked(path, facts, allow_truncated, cut_off)
 
@@ -154,11 +160,13 @@ def _checked(path: Path, facts: dict[str, Any], allow_truncated: bool, cut_off: 
     if missing and not allow_truncated:
         raise MediaError(f"the file is cut off or damaged: '{path}', {missing}", _CUT_OFF_HINT)
     hidden_alpha = facts.pop("hidden_alpha")
-    notices = []
+    notices = list(facts["damage"])
     if hidden_alpha and not facts["has_alpha"]:
         notices.append("the clip's transparency cannot be read: its pixels are taken as they are")
     if facts["colour"].is_hdr:
-        notices.append("the clip is HDR: the model sees its stored values, and the result keeps its tags")
+        notices.append(
+            "the clip is HDR: the model sees it tone-mapped to SDR (ITU-R BT.2446 A), and what it edits is mapped back"
+        )
     if cut_off or missing:
         notices.append(f"the file is cut off: what can be read of it is used ({facts['frame_count']} frames)")
     if facts["interlaced"]:
@@ -166,91 +174,21 @@ def _checked(path: Path, facts: dict[str, Any], allow_truncated: bool, cut_off: 
     return Clip(**facts, notices=tuple(notices))
 
 
-def _first_frame(container: Any, stream: Any, path: Path) -> av.VideoFrame:
+def _first_frame(container: Any, stream: Any, path: Path, allow_truncated: bool) -> av.VideoFrame:
     for packet in container.demux(stream):
-        for frame in packet.decode():
+        try:
+            frames = packet.decode()
+        except READ_ERRORS as error:
+            if is_encrypted(path):
+                raise MediaError(
+                    f"the file is encrypted: '{path}'", "decrypt it first, or pass a copy without protection (DRM)"
+                ) from error
+            if allow_truncated:
+                continue
+            raise
+        for frame in frames:
             return frame
     raise MediaError(f"no picture can be decoded from '{path}'", "check that the file plays elsewhere")
-
-
-def _timing(container: Any, stream: Any, first: Any, rate: Fraction | None, time_base: Fraction) -> dict[str, Any]:
-    """Frame count, rate, duration and start, read through the file where that is cheap."""
-    start = Fraction(first.pts or 0) * first.time_base
-    length = Fraction(stream.duration) * time_base if stream.duration else None
-    if length is None and container.duration:
-        length = Fraction(container.duration, av.time_base)
-    if container.size > _SCAN_BYTES:
-        fps = rate or Fraction(25)
-        count = stream.frames or max(int((length or 0) * fps), 1)
-        return {
-            "start": start,
-            "fps": fps,
-            "frame_count": count,
-            "frame_count_exact": bool(stream.frames),
-            "duration": length or count / fps,
-            "missing": "",
-        }
-    pts, last_duration, error = _scan(container, stream)
-    if len(pts) < 2:
-        fps = rate or Fraction(25)
-        duration = last_duration * time_base or length or 1 / fps
-        if duration <= 0 or duration > 3600:
-            duration = 1 / fps
-        return {
-            "start": start,
-            "fps": 1 / duration if rate is None else fps,
-            "frame_count": 1,
-            "duration": duration,
-            "timestamps": (0,),
-            "missing": error or _shortfall(stream.frames, len(pts)),
-        }
-    times = tuple(value - pts[0] for value in pts)
-    average = Fraction(len(times) - 1) / (times[-1] * time_base)
-    fps = rate if rate is not None and abs(rate - average) < average / 100 else average
-    steps = [b - a for a, b in itertools.pairwise(times)]
-    # Containers round times to their tick, so that even rates wobble by one.
-    variable = max(steps) - min(steps) > 2 or any(
-        abs(t * time_base - i / average) > max(2 * time_base, 1 / average / 20) for i, t in enumerate(times)
-    )
-    if not variable and time_base >= Fraction(1, 1000):
-        last_duration = 0  # as rounded as the times are
-    last = last_duration * time_base if 0 < last_duration * time_base < 3600 else 1 / fps
-    return {
-        "start": pts[0] * time_base,
-        "fps": fps,
-        "frame_count": len(times),
-        "duration": times[-1] * time_base + last if last_duration else len(times) / fps,
-        "timestamps": times,
-        "variable_rate": variable,
-        "missing": error or _shortfall(stream.frames, len(pts)),
-    }
-
-
-def _scan(container: Any, stream: Any) -> tuple[list[int], int, str]:
-    """(sorted timestamps of shown frames, the last one's duration in ticks, what went wrong)."""
-    container.seek(0)
-    shown: dict[int, int] = {}
-    previous = None
-    try:
-        for packet in container.demux(stream):
-            if packet.size == 0 or packet.is_discard:
-                continue
-            pts = packet.pts if packet.pts is not None else packet.dts
-            if pts is None:
-                pts = 0 if previous is None else previous + (packet.duration or 1)
-            shown[pts] = packet.duration or 0
-            previous = pts
-            if len(shown) > _MAX_FRAMES:
-                return sorted(shown), 0, f"more than {_MAX_FRAMES} frames"
-    except READ_ERRORS as error:
-        return sorted(shown), 0, reason(error)
-    ordered = sorted(shown)
-    return ordered, shown[ordered[-1]] if ordered else 0, ""
-
-
-def _shortfall(promised: int, found: int) -> str:
-    """What to say when the header promises clearly more frames than are there (edit lists hide a few)."""
-    return f"{found} of {promised} frames are there" if found < promised * 0.5 else ""
 
 
 def _audio(container: Any, picture_start: Fraction) -> list[AudioTrack]:
@@ -273,13 +211,41 @@ def _audio(container: Any, picture_start: Fraction) -> list[AudioTrack]:
                 start=begin,
                 duration=duration,
                 language=stream.language,
+                disposition=int(stream.disposition),
             )
         )
     return tracks
 
 
-def _is_see_through(frame: av.VideoFrame) -> bool:
-    """Whether a frame with an alpha channel uses it: GIF frames always have one."""
+def _others(container: Any, picture: Any) -> Iterator[OtherStream]:
+    """The streams beside the picture and the sound."""
+    cover = av.stream.Disposition.attached_pic
+    for stream in container.streams:
+        context = stream.codec_context
+        kind = stream.type
+        if stream.index == picture.index:
+            continue
+        if kind == "audio":
+            if context is not None and context.sample_rate and context.channels:
+                continue
+        elif kind == "video" and stream.disposition & cover:
+            kind = "cover"
+        codec = context.name if context is not None else ""
+        yield OtherStream(stream.index, kind, codec, stream.language, int(stream.disposition))
+
+
+def _is_see_through(first: av.VideoFrame, path: Path) -> bool:
+    """Whether frames with an alpha channel use it. GIF and APNG always have one, so that all are looked at; in a
+    video it is there because somebody wanted it."""
+    if not _uses_alpha(first):
+        with open_media(path) as container:
+            if container.format.name not in ("gif", "apng"):
+                return True
+            return any(_uses_alpha(frame) for frame in container.decode(picture_stream(container, path)))
+    return True
+
+
+def _uses_alpha(frame: av.VideoFrame) -> bool:
     return bool((frame.to_ndarray(format="rgba")[..., 3] < 255).any())
 
 

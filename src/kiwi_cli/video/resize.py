@@ -10,22 +10,31 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from kiwi_cli.video.geometry import Box, Placement, Size
+from kiwi_cli.video.geometry import Box, Framing, Size
 
 
 def scale(rgb: np.ndarray, size: Size, box: Box | None = None) -> np.ndarray:
-    """`box` of an (H, W, C) uint8 frame, scaled to `size`. The frame itself when nothing would change."""
+    """`box` of an (H, W, C) uint8 or uint16 frame, scaled to `size`. The frame itself when nothing would change."""
     height, width = rgb.shape[:2]
     box = box or Box(0, 0, width, height)
     if box.size == size:
         return rgb[box.top : box.bottom, box.left : box.right]
+    if rgb.dtype == np.uint16:  # Pillow has no 16-bit colour: channel by channel
+        bands = [Image.fromarray(rgb[..., i].astype(np.float32)) for i in range(rgb.shape[2])]
+        wanted = size.width, size.height
+        scaled = [np.asarray(band.resize(wanted, Image.Resampling.LANCZOS, box=box)) for band in bands]
+        return np.clip(np.rint(np.stack(scaled, axis=-1)), 0, 65_535).astype(np.uint16)
     image = Image.fromarray(np.ascontiguousarray(rgb))
     return np.asarray(image.resize((size.width, size.height), Image.Resampling.LANCZOS, box=box))
 
 
-def to_working(rgb: np.ndarray, place: Placement) -> np.ndarray:
+def to_working(rgb: np.ndarray, place: Framing) -> np.ndarray:
     """The clip's (H, W, 3) uint8 frame as the model sees it; bars are black."""
-    scaled = scale(rgb, place.target.size, place.source)
+    return in_working(scale(rgb, place.target.size, place.source), place)
+
+
+def in_working(scaled: np.ndarray, place: Framing) -> np.ndarray:
+    """The working frame, (h, w, 3) uint8, of what covers its target; bars are black."""
     if place.target.size == place.working:
         return np.ascontiguousarray(scaled)
     frame = np.zeros((place.working.height, place.working.width, 3), np.uint8)
@@ -34,7 +43,7 @@ def to_working(rgb: np.ndarray, place: Placement) -> np.ndarray:
     return frame
 
 
-def from_working(edited: np.ndarray, place: Placement, source: np.ndarray | None) -> np.ndarray:
+def from_working(edited: np.ndarray, place: Framing, source: np.ndarray | None) -> np.ndarray:
     """An edited (h, w, 3) uint8 frame at the clip's own size.
 
     Args:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,15 +13,20 @@ import av
 import numpy as np
 
 from kiwi_cli.errors import MediaError
+from kiwi_cli.video import gif
 from kiwi_cli.video.clip import Clip
-from kiwi_cli.video.codecs import FORMATS, Container, Encoding, quieten
+from kiwi_cli.video.codecs import FORMATS, Container, Encoding, colour_options, quieten
 from kiwi_cli.video.colour import FromRgb, output_colour
 from kiwi_cli.video.decode import Frame
+from kiwi_cli.video.failures import WRITE_ERRORS, trial_folder, writing
 from kiwi_cli.video.geometry import Size
-from kiwi_cli.video.metadata import add_gif_comment, output_tags
-from kiwi_cli.video.pictures import JPEG_COMMENT, merge, read_picture, save_picture
+from kiwi_cli.video.metadata import output_tags
+from kiwi_cli.video.pictures import JPEG_COMMENT, Details, merge, read_details, save_picture
+from kiwi_cli.video.resize import scale
+from kiwi_cli.video.samples import Samples
 from kiwi_cli.video.sequences import write_record
-from kiwi_cli.video.sound import Cut, Sound, TrackPlan
+from kiwi_cli.video.sound import Cut, TrackPlan
+from kiwi_cli.video.streams import OtherPlan, Streams
 
 _MIN_TICKS = 10_000  # ticks a second: sound and picture line up to a tenth of a millisecond
 _MAX_TICKS = 1_000_000  # ticks a second: finer clocks do not fit MP4's 32-bit fields over hours
@@ -38,7 +44,14 @@ class Target:
     metadata: dict[str, str]
     encoding: Encoding | None = None
     sound: tuple[TrackPlan, ...] = ()
+    others: tuple[OtherPlan, ...] = ()
     quality: str | int | None = None
+
+    @property
+    def deep(self) -> bool:
+        """Whether pictures are handed over with 16 bits a channel, in the clip's own terms."""
+        takes = self.encoding is not None or self.container in ("png", "folder")
+        return takes and self.clip.is_deep and not self.clip.has_alpha
 
 
 class Sink(Protocol):
@@ -47,11 +60,32 @@ class Sink(Protocol):
     notices: list[str]
 
     def add(self, rgb: np.ndarray, frame: Frame, time: Fraction) -> None:
-        """Take (H, W, 3) uint8. `frame` is the source's frame, `time` seconds on the output's timeline."""
+        """Take (H, W, 3) uint8, or uint16 when the target is deep; of another size than the target's, it is scaled.
+
+        `frame` is the source's frame, `time` seconds on the output's timeline.
+        """
 
     def finish(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+def rehearse(target: Target) -> None:
+    """Open the output with the streams it will hold, in a folder that is thrown away.
+
+    Raises:
+        MediaError: the encoder does not start, or the container refuses a stream.
+    """
+    if target.encoding is None:
+        return
+    where = f"a .{target.container} with {target.encoding.encoder}"
+    with writing(Path(where), hint="try another --codec, --quality or container"), trial_folder() as folder:
+        sink = VideoSink(folder / "trial", target)
+        try:
+            sink.begin()
+        finally:
+            with contextlib.suppress(*WRITE_ERRORS):
+                sink.close()
 
 
 def open_sink(path: Path, target: Target) -> Sink:
@@ -70,9 +104,11 @@ class VideoSink:
         encoding, clip = target.encoding, target.clip
         self.notices: list[str] = []
         self._target = target
-        self._colour = output_colour(clip.colour, encoding.rgb)
+        self._colour = output_colour(clip.colour, encoding, target.container)
         self._convert = FromRgb(self._colour, encoding.pixel_format)
         tags, options = output_tags(clip, target.metadata, target.container)
+        if target.container == "mkv":
+            options["default_mode"] = "passthrough"  # which track plays is the source's choice
         self._output = av.open(str(path), "w", format=FORMATS[target.container], container_options=options)
         self._output.metadata.update(tags)
         if clip.chapters and target.cut.begin is None:
@@ -81,7 +117,7 @@ class VideoSink:
         stream: Any = self._output.add_stream(
             encoding.encoder,
             rate=clip.fps.limit_denominator(1_001_000),
-            options=dict(encoding.options),
+            options=encoding.options | colour_options(self._colour, encoding),
             width=target.size.width,
             height=target.size.height,
         )
@@ -99,40 +135,90 @@ class VideoSink:
             context.codec_tag = "hvc1"  # QuickTime plays no other kind
         self._stream = stream
         self._durations: dict[int, int] = {}
-        self._last_pts = -1
-        self._sound: Sound | None = None
-        if target.sound:
-            self._sound = Sound(clip, target.sound, target.cut, target.container)
-            self._sound.attach(self._output)
+        self._first_pts = self._last_pts = -1
+        self._forgets_times = encoding.encoder == "libx265"
+        self._last_dts: int | None = None
+        self._end = 0  # ticks: where the last picture ends
+        self._by_decoding = target.container in ("mp4", "mov")
+        stream.disposition = int(av.stream.Disposition.default)
+        self._beside: Streams | None = None
+        if target.sound or target.others:
+            self._beside = Streams(clip, target.sound, target.others, target.cut, target.container)
+            self._beside.attach(self._output)
+
+    def begin(self) -> None:
+        """Open the encoders and write the header."""
+        self._output.start_encoding()
 
     def add(self, rgb: np.ndarray, frame: Frame, time: Fraction) -> None:
-        if self._sound is not None:
-            self._sound.pump(time)
-        picture = self._convert(rgb)
+        if self._beside is not None:
+            self._beside.pump(time)
+        if rgb.shape[1::-1] == self._target.size:
+            picture = self._convert(rgb, *self._own(rgb, frame))
+        else:
+            picture = self._convert.scaled(rgb, self._target.size)
         picture.pts = max(round(time / self._tick), self._last_pts + 1)
         picture.time_base = self._tick
+        self._first_pts = picture.pts if self._first_pts < 0 else self._first_pts
         self._last_pts = picture.pts
         self._durations[picture.pts] = max(round(frame.duration / self._tick), 1)
         self._mux(self._stream.encode(picture))
 
+    def _own(self, rgb: np.ndarray, frame: Frame) -> tuple[Samples | None, np.ndarray | None]:
+        """(the source's samples, where the picture is still the source's); nothing when it has another shape."""
+        if self._target.encoding is None or self._target.encoding.rgb or rgb.shape[1::-1] != self._target.clip.size:
+            return None, None
+        samples = frame.pixels.samples()
+        if samples is None:
+            return None, None
+        view = frame.pixels.original() if self._target.deep else frame.pixels.rgb()
+        if view is None or rgb is view:
+            return samples, np.ones(rgb.shape[:2], bool)
+        same = rgb[..., 0] == view[..., 0]  # by channel: three times as fast as over the last axis
+        same &= rgb[..., 1] == view[..., 1]
+        same &= rgb[..., 2] == view[..., 2]
+        return samples, same
+
     def finish(self) -> None:
-        self._mux(self._stream.encode(None))
-        if self._sound is not None:
-            self._sound.pump(None)
-            self.notices += self._sound.notices
+        self._mux(self._stream.encode(None), last=True)
+        if self._beside is not None:
+            self._beside.pump(None)
+            self.notices += self._beside.notices
         self._output.close()
         self.close()
 
     def close(self) -> None:
-        if self._sound is not None:
-            self._sound.close()
+        if self._beside is not None:
+            self._beside.close()
         self._output.close()
 
-    def _mux(self, packets: list[Any]) -> None:
-        for packet in packets:
+    def _mux(self, packets: list[Any], last: bool = False) -> None:
+        for index, packet in enumerate(packets):
             # Encoders forget durations, and the last one decides how long the clip is.
             packet.duration = self._durations.pop(packet.pts, packet.duration or 0)
+            if self._forgets_times and packet.dts is not None:
+                self._last_dts = packet.dts = sane_dts(packet, self._first_pts, self._last_pts, self._last_dts)
+            end = packet.pts + packet.duration
+            if last and index == len(packets) - 1 and self._by_decoding and self._end - end > packet.duration:
+                # The last packet by decoding time, which MP4 goes by, need not be the picture that stays.
+                packet.duration = self._end - packet.pts
+            self._end = max(self._end, end)
             self._output.mux_one(packet)
+
+
+def sane_dts(packet: Any, first: int, last: int, before: int | None) -> int:
+    """A packet's decoding time, ticks; its presentation time where the decoding time is none.
+
+    Of a clip with fewer frames than it reorders x265 does not set decoding times, and gives what lies in memory: any
+    number. Such clips are never reordered.
+
+    Args:
+        first, last: presentation times of the first and the latest frame that the encoder was given. before: decoding
+            time of the packet before.
+    """
+    earliest = first - (last - first)  # no frame waits for longer than the clip lasts
+    sane = earliest <= packet.dts <= packet.pts and (before is None or packet.dts > before)
+    return int(packet.dts if sane else packet.pts)
 
 
 class GifSink:
@@ -141,7 +227,7 @@ class GifSink:
     def __init__(self, path: Path, target: Target) -> None:
         self.notices: list[str] = []
         self._path, self._target = path, target
-        self._output = av.open(str(path), "w", format="gif")
+        self._output = av.open(str(path), "w", format="gif", container_options={"loop": str(_gif_loop(target.clip))})
         self._tick = Fraction(1, 100)  # the format's own clock
         stream: Any = self._output.add_stream("gif", rate=target.clip.fps.limit_denominator(1000))
         stream.width, stream.height, stream.pix_fmt = *target.size, "pal8"
@@ -163,12 +249,14 @@ class GifSink:
         graph.configure()
         self._graph = graph
         self._last = -1
+        self._stays = self._tick  # how long the latest picture is shown, seconds
 
     def add(self, rgb: np.ndarray, frame: Frame, time: Fraction) -> None:
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+        rgb = np.ascontiguousarray(scale(rgb, self._target.size))
+        picture = av.VideoFrame.from_ndarray(rgb, format="rgb24")
         picture.pts = max(round(time / self._tick), self._last + 1)
         picture.time_base = self._tick
-        self._last = picture.pts
+        self._last, self._stays = picture.pts, frame.duration
         self._graph.push(picture)
         self._drain()
 
@@ -177,7 +265,7 @@ class GifSink:
         self._drain()
         self._output.mux(self._stream.encode(None))
         self._output.close()
-        add_gif_comment(self._path, self._target.metadata)
+        gif.finish(self._path, self._target.metadata, round(self._stays / self._tick))
 
     def close(self) -> None:
         self._output.close()
@@ -206,11 +294,9 @@ class PictureSink:
             )
         self._written = True
         target = self._target
-        source = read_picture(target.clip.files[frame.number]) if target.clip.files else None
+        details = read_details(target.clip.files[frame.number]) if target.clip.files else Details()
         quality = None if target.quality in (None, "lossless") else _picture_quality(target.quality)
-        original = frame.pixels.original()
-        if original is not None and original.shape[:2] == rgb.shape[:2]:
-            rgb = merge(rgb, original)
+        rgb = _with_depth(scale(rgb, self._target.size), frame)
         if target.container == "jpeg" and len(target.metadata.get("kiwi", "").encode()) > JPEG_COMMENT:
             self.notices.append("a JPEG has no room for how it was made: write a PNG or WebP to keep that")
         save_picture(
@@ -218,9 +304,8 @@ class PictureSink:
             rgb,
             file_format=target.container.upper(),
             quality=quality,
-            icc_profile=source.icc_profile if source else None,
-            exif=source.exif if source else None,
-            text=(source.text if source else {}) | target.metadata,
+            details=replace(details, text=details.text | target.metadata),
+            coding=_coding(target),
         )
 
     def finish(self) -> None: ...
@@ -241,19 +326,38 @@ class FolderSink:
         clip = self._target.clip
         self._count += 1
         name = f"{self._count:06d}"
-        icc = None
+        details = Details()
         if clip.files:
-            name = clip.files[frame.number].stem
-            icc = read_picture(clip.files[frame.number]).icc_profile
-        original = frame.pixels.original()
-        if original is not None and original.shape[:2] == rgb.shape[:2]:
-            rgb = merge(rgb, original)
-        save_picture(self._path / f"{name}.png", rgb, file_format="PNG", icc_profile=icc)
+            name = clip.files[frame.number].stem if clip.kind == "sequence" else name  # a picture's is no number
+            own = read_details(clip.files[frame.number])
+            details = replace(own, exif=None, text={})  # the record beside the frames has the text
+        rgb = _with_depth(scale(rgb, self._target.size), frame)
+        save_picture(self._path / f"{name}.png", rgb, file_format="PNG", details=details, coding=_coding(self._target))
 
     def finish(self) -> None:
         write_record(self._path, self._target.metadata, self._target.clip.fps)
 
     def close(self) -> None: ...
+
+
+def _coding(target: Target) -> tuple[int, int] | None:
+    """Primaries and transfer of HDR values that are written as they are stored."""
+    colour = target.clip.colour
+    return (colour.primaries_tag, colour.transfer_tag) if target.deep and colour.is_hdr else None
+
+
+def _gif_loop(clip: Clip) -> int:
+    """The muxer's option: -1 plays once, 0 for ever, otherwise so many times more."""
+    if clip.container != "gif":
+        return 0
+    found = gif.loops(clip.path)
+    return -1 if found is None else found
+
+
+def _with_depth(rgb: np.ndarray, frame: Frame) -> np.ndarray:
+    """The picture with the source's depth and transparency, where it has not got them yet."""
+    original = None if rgb.dtype == np.uint16 else frame.pixels.original()
+    return rgb if original is None or original.shape[:2] != rgb.shape[:2] else merge(rgb, original)
 
 
 def _clock(clip: Clip) -> Fraction:

@@ -87,6 +87,18 @@ class Chooser:
         return Choice(True, True)
 
 
+def _check_numbers(start: Number, duration: Number | None, frames: int | None, fps: Number | None) -> None:
+    """Refuse numbers that are no time, length, count or rate of any clip."""
+    if not math.isfinite(start) or start < 0:
+        raise UsageError(f"start is not a time in the clip: {_show(start)}", "pass --start 0 or more seconds")
+    if duration is not None and not (math.isfinite(duration) and duration > 0):
+        raise UsageError(f"duration is not positive: {_show(duration)}", "pass --duration in seconds, more than 0")
+    if frames is not None and frames < 1:
+        raise UsageError(f"number of frames is not positive: {frames}", "pass --frames 1 or more")
+    if fps is not None and not (math.isfinite(fps) and fps > 0):
+        raise UsageError(f"frame rate is not positive: {_show(fps)}", "pass --fps more than 0")
+
+
 def select(
     clip: Clip,
     *,
@@ -105,14 +117,7 @@ def select(
     Raises:
         UsageError: a negative or zero number, or a start past the clip's end.
     """
-    if not math.isfinite(start) or start < 0:
-        raise UsageError(f"start is not a time in the clip: {_show(start)}", "pass --start 0 or more seconds")
-    if duration is not None and not (math.isfinite(duration) and duration > 0):
-        raise UsageError(f"duration is not positive: {_show(duration)}", "pass --duration in seconds, more than 0")
-    if frames is not None and frames < 1:
-        raise UsageError(f"number of frames is not positive: {frames}", "pass --frames 1 or more")
-    if fps is not None and not (math.isfinite(fps) and fps > 0):
-        raise UsageError(f"frame rate is not positive: {_show(fps)}", "pass --fps more than 0")
+    _check_numbers(start, duration, frames, fps)
     begin = Fraction(start).limit_denominator(1_000_000)
     if begin and begin >= clip.duration - min(TOLERANCE, clip.duration / 2):
         raise UsageError(

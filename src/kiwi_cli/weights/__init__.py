@@ -3,9 +3,12 @@
 files        the parts of a checkpoint, their headers and tensors; filling a module, strictly
 layout       which files a checkpoint consists of
 settings     what a checkpoint says of how it wants to be used
+catalog      the models that are known by name
 embedded     models in the package itself
-hub          a name -> a folder; fetch, cache, transfer, hub_errors: how it comes from the Hub
-raw          training checkpoints: convert, assemble, keys, tensorfile: how they become the released layout
+hub          a name -> a folder; names, fetch, cache, hub_errors: how it comes from the Hub
+inventory    what is known of a model, and what of it is here
+raw          training checkpoints: raw_files, bases,
+             convert, assemble, keys, tensorfile: how they become the released layout
 lora         LoRA files
 """
 
@@ -15,7 +18,7 @@ from kiwi_cli.weights.files import (
     TensorFiles,
     check_layout,
     fill,
-    locate,
+    is_saved,
     open_all,
     parameter_count,
     read_json,
@@ -28,7 +31,7 @@ __all__ = [
     "TensorFiles",
     "check_layout",
     "fill",
-    "locate",
+    "is_saved",
     "open_all",
     "parameter_count",
     "read_json",

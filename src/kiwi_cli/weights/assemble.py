@@ -14,13 +14,14 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from kiwi_cli.console import Console, format_bytes
+from kiwi_cli.base.events import SILENT, Events
+from kiwi_cli.base.failures import writing_hint
+from kiwi_cli.base.text import format_bytes
 from kiwi_cli.errors import CheckpointError, UsageError
 from kiwi_cli.weights.cache import free_bytes
-from kiwi_cli.weights.files import TensorFiles, check_layout, open_all, torch_dtype
+from kiwi_cli.weights.files import TensorFiles, check_layout, is_saved, open_all, torch_dtype
 from kiwi_cli.weights.layout import RELEASED
 from kiwi_cli.weights.tensorfile import ITEM_BYTES, Entry, read_pieces, write_json, write_part
-from kiwi_cli.weights.transfer import transfer
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 MAX_SHARD_BYTES = 5_000_000_000
@@ -128,6 +129,8 @@ def plan_reshard(folder: Path, dtype: str | None = None) -> Result:
         CheckpointError: it is not one, or not whole.
     """
     check_layout(folder)
+    if is_saved(folder):
+        raise CheckpointError(f"'{folder}' is a saved pipeline", "convert the checkpoint that it was made of")
     result = Result()
     for (part, stem), files in open_all(folder).items():
         sources = {key: Source(files, key, info.shape) for key, info in files.infos.items()}
@@ -149,7 +152,7 @@ def file_dtype(name: str) -> str:
     return DTYPES[name]
 
 
-def write(result: Result, out: Path, max_shard_bytes: int = MAX_SHARD_BYTES, console: Console | None = None) -> None:
+def write(result: Result, out: Path, max_shard_bytes: int = MAX_SHARD_BYTES, events: Events = SILENT) -> None:
     """Write a planned checkpoint; the folder appears when it is whole.
 
     Raises:
@@ -165,26 +168,24 @@ def write(result: Result, out: Path, max_shard_bytes: int = MAX_SHARD_BYTES, con
         )
     temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        _write_into(result, temporary, max_shard_bytes, console)
+        _write_into(result, temporary, max_shard_bytes, events)
         open_all(temporary)
         if out.exists():
             out.rmdir()
         temporary.rename(out)
     except OSError as error:
-        raise CheckpointError(
-            f"cannot write '{out}': {error.strerror or error}", "choose a folder on a disk with room"
-        ) from error
+        raise CheckpointError(f"cannot write '{out}': {error.strerror or error}", writing_hint(error)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_into(result: Result, folder: Path, max_shard_bytes: int, console: Console | None) -> None:
+def _write_into(result: Result, folder: Path, max_shard_bytes: int, events: Events) -> None:
     folder.mkdir(parents=True)
     for path, config in result.configs.items():
         write_json(folder / path, config)
     for path, source in result.copies.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, folder / path)
-    with transfer(console, "writing", result.bytes) as counter:
+    with events.transfer("writing", result.bytes) as counter:
         for (part, stem), entries in result.entries.items():
             write_part(folder / part, stem, entries, max_shard_bytes, counter.advance)

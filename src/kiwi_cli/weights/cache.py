@@ -16,9 +16,12 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from kiwi_cli.base.text import format_bytes
+from kiwi_cli.base.whole import write_text
+from kiwi_cli.errors import CheckpointError
 from kiwi_cli.weights.layout import Layout
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -73,6 +76,13 @@ class CachedRepo:
         if revision != commit:
             _write_whole(self.folder / "refs" / revision, commit)
 
+    def fetched(self, revision: str) -> float | None:
+        """When the Hub was last asked what a branch or tag means (seconds of the epoch); None when it never was."""
+        try:
+            return (self.folder / "refs" / revision).stat().st_mtime
+        except OSError:
+            return None
+
     def snapshot(self, commit: str) -> Path:
         """Where a commit's files are."""
         return self.folder / "snapshots" / commit
@@ -124,19 +134,20 @@ class CachedRepo:
     def expected(self, commit: str, names: Iterable[str]) -> list[HubFile]:
         """What the files of a snapshot should be: as recorded, else by the names of the blobs they link to.
 
-        The cache names a blob by its hash, so a snapshot fetched by another program can be checked too.
+        The cache names a blob by its hash, so a snapshot that another program fetched, or that came from a mirror
+        without hashes in its listing, can be checked too. A file without any hash has no `blob`.
         """
         record = self.record(commit)
-        found = []
-        for name in names:
-            target = (self.snapshot(commit) / name).resolve()
-            if name in record:
-                found.append(record[name])
-            elif re.fullmatch(r"[0-9a-f]{64}", target.name):
-                found.append(HubFile(name, -1, sha256=target.name))
-            elif COMMIT.fullmatch(target.name):
-                found.append(HubFile(name, -1, blob_id=target.name))
-        return found
+        return [self.with_hash(commit, record.get(name, HubFile(name, -1))) for name in names]
+
+    def with_hash(self, commit: str, file: HubFile) -> HubFile:
+        """A file with the hash that its blob is named by, where nothing else says one."""
+        if file.blob is not None:
+            return file
+        name = (self.snapshot(commit) / file.path).resolve().name
+        if re.fullmatch(r"[0-9a-f]{64}", name):
+            return replace(file, sha256=name)
+        return replace(file, blob_id=name) if COMMIT.fullmatch(name) else file
 
     def listed(self, commit: str) -> list[str]:
         """Files of a snapshot and of its record, as paths inside the repository."""
@@ -182,11 +193,22 @@ class CachedRepo:
         return sum(path.lstat().st_size for path in paths if path.is_file() and not path.is_symlink())
 
     def remove(self) -> int:
-        """Delete everything of this repository; returns the bytes freed."""
-        freed = self.size()
+        """Delete everything of this repository; returns the bytes freed.
+
+        Raises:
+            CheckpointError: some of it cannot be deleted.
+        """
+        before = self.size()
         shutil.rmtree(self.folder, ignore_errors=True)
         shutil.rmtree(self.root / ".locks" / self.folder.name, ignore_errors=True)
-        return freed
+        if self.folder.exists():
+            left = self.size()
+            what = f"{format_bytes(left)} of {format_bytes(before)} stayed" if left < before else "nothing was deleted"
+            raise CheckpointError(
+                f"cannot delete '{self.folder}': {what}",
+                "check its owner and permissions, and whether the disk is writable",
+            )
+        return before
 
     def sweep(self) -> None:
         """Delete what killed downloads left half-written; a file that some process holds locked stays."""
@@ -203,10 +225,27 @@ class CachedRepo:
 
 
 def default_root() -> Path:
-    """The Hub's cache: HF_HUB_CACHE, else HF_HOME/hub."""
+    """The Hub's cache: HF_HUB_CACHE, else HF_HOME/hub.
+
+    Raises:
+        CheckpointError: there is no home folder.
+    """
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE)
+    return in_home(constants.HF_HUB_CACHE)
+
+
+def in_home(path: str) -> Path:
+    """The client's path for something below the home folder.
+
+    Raises:
+        CheckpointError: there is no home folder, and '~' would become a folder of that name.
+    """
+    if path.startswith("~"):
+        raise CheckpointError(
+            "there is no home folder to keep models in: HOME is not set", "set HOME, or HF_HOME to a folder for models"
+        )
+    return Path(path)
 
 
 def free_bytes(folder: Path) -> int:
@@ -219,6 +258,4 @@ def free_bytes(folder: Path) -> int:
 
 def _write_whole(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, text)

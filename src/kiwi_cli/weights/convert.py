@@ -129,7 +129,7 @@ def _is_released(folder: Path) -> bool:
 
 
 def _released(folder: Path, part: str) -> dict[str, tuple[TensorFiles, str]]:
-    """A part that only a base in the released layout has; nothing of any other."""
+    """The part's tensors if `folder` is in the released layout, else {}."""
     if not _is_released(folder):
         return {}
     files = TensorFiles.open(folder / part, STEM)
@@ -182,6 +182,23 @@ def plan_raw(raw: Raw, qwen: Path, wan: Path, dtype: str = "auto", references_fi
     _plan_mllm(result, raw, qwen, hidden, width, stored)
 
     shapes = {"patch_embedding.weight": (width, channels, *patch), "patch_embedding.bias": (width,)}
+    _plan_embedders(result, raw, wan, shapes, stored, references_first or _says_first(wan))
+    for path, config in (("scheduler/scheduler_config.json", SCHEDULER), ("model_index.json", MODEL_INDEX)):
+        result.configs[path] = read_json(wan / path) if _is_released(wan) else config
+    _plan_processor(result, qwen)
+    return result
+
+
+def _plan_embedders(
+    result: Result,
+    raw: Raw,
+    wan: Path,
+    shapes: dict[str, tuple[int, ...]],
+    stored: str | None,
+    references_first: bool,
+) -> None:
+    """The two condition embedders, of `shapes`; zeros where neither the checkpoint nor its base has one."""
+    width, channels, *patch = shapes["patch_embedding.weight"]
     for _, part in keys.RAW_EMBEDDERS:
         sources = _overlay(raw, part, _released(wan, part))
         if not sources:
@@ -197,14 +214,10 @@ def plan_raw(raw: Raw, qwen: Path, wan: Path, dtype: str = "auto", references_fi
             "_class_name": "ConditionalEmbedder",
             "in_dim": channels,
             "dim": width,
-            "patch_size": list(patch),
+            "patch_size": patch,
             "zero_init": True,
-            "ref_pad_first": part == "ref_embedder" and (references_first or _says_first(wan)),
+            "ref_pad_first": part == "ref_embedder" and references_first,
         }
-    for path, config in (("scheduler/scheduler_config.json", SCHEDULER), ("model_index.json", MODEL_INDEX)):
-        result.configs[path] = read_json(wan / path) if _is_released(wan) else config
-    _plan_processor(result, qwen)
-    return result
 
 
 def _says_first(base: Path) -> bool:

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from kiwi_cli.errors import CheckpointError
-from kiwi_cli.variants import Variant, find_variant
+from kiwi_cli.weights.catalog import Variant, find_variant
 
 
 def folder_of(variant: Variant) -> Path:

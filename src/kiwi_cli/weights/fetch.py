@@ -10,22 +10,25 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kiwi_cli.console import Console, format_bytes
+from kiwi_cli.base.events import SILENT, Events, Transfer
+from kiwi_cli.base.text import count, format_bytes
 from kiwi_cli.errors import CheckpointError, UsageError
 from kiwi_cli.weights.cache import CachedRepo, HubFile, default_root, free_bytes
-from kiwi_cli.weights.hub_errors import AGAIN, explain, retrying
+from kiwi_cli.weights.hub_errors import AGAIN, explain, offline, offline_variable, retrying
 from kiwi_cli.weights.layout import PICKLE_HINT, PICKLES, RELEASED, Layout, choose_raw
-from kiwi_cli.weights.transfer import Transfer, transfer
 
 WORKERS = 4  # files at once
 REQUEST_TIMEOUT = float(os.environ.get("HF_HUB_ETAG_TIMEOUT", 10))  # seconds for an answer
 STALL_TIMEOUT = 12 * float(os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT", 10))  # seconds without a sign of life
 PIECE = 2**20  # bytes the client hands on at a time
+LAST_PIECES = 8.0  # seconds, of all files together, for the pieces that are on their way when a download ends
+ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"  # as PEFT names them
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,13 @@ class Access:
         root: the cache; None is the Hub's own.
         token: None takes the Hub's own (HF_TOKEN, `hf auth login`).
         download: False makes anything missing an error.
-        console: for announcements and progress, or None.
+        events: told of what is announced, and of progress.
     """
 
     root: Path = field(default_factory=default_root)
     token: str | None = None
     download: bool = True
-    console: Console | None = None
+    events: Events = SILENT
 
     def cached(self, repo: str) -> CachedRepo:
         """A repository's place in the cache."""
@@ -50,7 +53,7 @@ class Access:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FetchPlan:
     """What fetching a repository means.
 
     Attributes:
@@ -95,11 +98,8 @@ def list_repo(repo: str, revision: str, access: Access) -> Listing:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
 
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise CheckpointError(
-            f"'{repo}' is not complete on this machine and HF_HUB_OFFLINE is set",
-            "unset HF_HUB_OFFLINE and run `kiwi download` once",
-        )
+    if (variable := offline_variable()) is not None:
+        raise CheckpointError(*offline(repo, variable))
     api = HfApi(library_name="kiwi-cli", token=access.token)
     try:
         info = retrying(lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=REQUEST_TIMEOUT))
@@ -110,7 +110,7 @@ def list_repo(repo: str, revision: str, access: Access) -> Listing:
     return Listing(str(info.sha), {sibling.rfilename: _hub_file(sibling) for sibling in info.siblings or ()})
 
 
-def plan(repo: str, revision: str, access: Access, layout: Layout | None = None) -> Plan:
+def plan(repo: str, revision: str, access: Access, layout: Layout | None = None) -> FetchPlan:
     """List a repository and choose what is needed of it.
 
     Args:
@@ -129,7 +129,7 @@ def plan(repo: str, revision: str, access: Access, layout: Layout | None = None)
         pickle = next((name for name in listed.files if name.endswith(PICKLES)), None)
         hint = PICKLE_HINT if pickle else "it is not a checkpoint of this kind; check the name"
         raise CheckpointError(f"'{repo}' has no {lacking[0]}", hint)
-    return Plan(access.cached(repo), revision, listed.commit, tuple(listed.files[name] for name in names))
+    return FetchPlan(access.cached(repo), revision, listed.commit, tuple(listed.files[name] for name in names))
 
 
 def _hub_file(sibling: Any) -> HubFile:
@@ -147,11 +147,11 @@ def check_room(needed: int, folder: Path, what: str) -> None:
     if needed > free:
         raise CheckpointError(
             f"not enough room for {what} in '{folder}': needs {format_bytes(needed)}, {format_bytes(free)} free",
-            "free some space, or choose another disk with --cache-dir or HF_HOME",
+            "free some space, or set HF_HOME to a folder on another disk",
         )
 
 
-def fetch(chosen: Plan, access: Access) -> Path:
+def fetch(chosen: FetchPlan, access: Access) -> Path:
     """Fetch what is missing of a plan, several files at once, each checked when it is complete.
 
     Returns:
@@ -163,15 +163,20 @@ def fetch(chosen: Plan, access: Access) -> Path:
     cached, missing = chosen.cached, chosen.missing
     cached.sweep()
     check_room(chosen.missing_bytes, cached.root, f"'{cached.repo}'")
-    if missing and access.console is not None:
+    if missing:
         size = format_bytes(chosen.missing_bytes)
-        access.console.note(f"fetching '{cached.repo}': {size} in {len(missing)} files, to '{cached.root}'")
+        access.events.note(f"fetching '{cached.repo}': {size} in {count(len(missing), 'file')}, to '{cached.root}'")
     try:
         cached.write_record(chosen.commit, chosen.files)
-        with transfer(access.console, cached.repo.partition("/")[2], chosen.missing_bytes) as counter:
+        with access.events.transfer(cached.repo.partition("/")[2], chosen.missing_bytes) as counter:
             absent = [f for f in chosen.files if not (cached.snapshot(chosen.commit) / f.path).exists()]
             _fetch_files(chosen, absent, access.token, counter)
         cached.set_commit(chosen.revision, chosen.commit)
+        if loose := [f.path for f in absent if cached.with_hash(chosen.commit, f).blob is None]:
+            access.events.warn(
+                f"{len(loose)} of {len(absent)} files could not be checked: the server gives no "
+                f"hashes of them, such as of '{loose[0]}'"
+            )
     except CheckpointError:
         raise
     except Exception as error:
@@ -183,7 +188,7 @@ class _Stopped(Exception):
     """Another file failed, or the person interrupted: this one ends at its next piece."""
 
 
-def _fetch_files(chosen: Plan, files: Sequence[HubFile], token: str | None, counter: Transfer) -> None:
+def _fetch_files(chosen: FetchPlan, files: Sequence[HubFile], token: str | None, counter: Transfer) -> None:
     work: queue.SimpleQueue[HubFile] = queue.SimpleQueue()
     results: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
     stop = threading.Event()
@@ -222,17 +227,19 @@ def _fetch_files(chosen: Plan, files: Sequence[HubFile], token: str | None, coun
                 raise failure
     finally:
         stop.set()
+        until = time.monotonic() + LAST_PIECES
         for thread in threads:
-            thread.join(timeout=2.0)
+            thread.join(timeout=max(0.0, until - time.monotonic()))
         chosen.cached.sweep()
 
 
-def _fetch_file(chosen: Plan, file: HubFile, token: str | None, counter: Transfer, stop: threading.Event) -> None:
+def _fetch_file(chosen: FetchPlan, file: HubFile, token: str | None, counter: Transfer, stop: threading.Event) -> None:
     """One file, retried while the server is busy, and once when what came is not what the Hub said."""
     for last_try in (False, True):
         retrying(lambda: _request(chosen, file, token, counter, stop), stop.is_set)
         counter.touch()
-        problem = chosen.cached.check(chosen.commit, file, lambda _: counter.touch())
+        hashed = chosen.cached.with_hash(chosen.commit, file)
+        problem = chosen.cached.check(chosen.commit, hashed, lambda _: counter.touch())
         if problem is None:
             return
         chosen.cached.discard(chosen.commit, file.path)
@@ -244,7 +251,7 @@ def _fetch_file(chosen: Plan, file: HubFile, token: str | None, counter: Transfe
         counter.advance(-file.size)
 
 
-def _request(chosen: Plan, file: HubFile, token: str | None, counter: Transfer, stop: threading.Event) -> None:
+def _request(chosen: FetchPlan, file: HubFile, token: str | None, counter: Transfer, stop: threading.Event) -> None:
     from huggingface_hub import constants, hf_hub_download
 
     # The client's own 10 MB are minutes on a slow line: no progress, no sign of life, and lost when it breaks.
@@ -291,8 +298,15 @@ def _request(chosen: Plan, file: HubFile, token: str | None, counter: Transfer, 
         raise
 
 
+def _with_settings(path: Path) -> bool:
+    """Whether a LoRA's file is here, and with it the settings that PEFT always writes beside its own."""
+    return path.is_file() and (path.name != ADAPTER_FILE or path.with_name(ADAPTER_CONFIG).is_file())
+
+
 def fetch_one(repo: str, path: str | None, access: Access, revision: str = "main") -> Path:
     """One safetensors file of a repository, cached or fetched; without a path, the only one it has.
+
+    The adapter_config.json beside it comes along: it says how strongly a LoRA wants to be added.
 
     Raises:
         CheckpointError: not there, several, pickles only; as `plan` and `fetch`.
@@ -301,7 +315,7 @@ def fetch_one(repo: str, path: str | None, access: Access, revision: str = "main
     commit = cached.commit(revision)
     if commit is not None:
         wanted = path or cached.only(commit)
-        if wanted in cached.listed(commit) and (cached.snapshot(commit) / wanted).is_file():
+        if wanted in cached.listed(commit) and _with_settings(cached.snapshot(commit) / wanted):
             return cached.snapshot(commit) / wanted
     if not access.download:
         raise CheckpointError(f"'{repo}' is not on this machine", "run the command once with the network")
@@ -315,7 +329,9 @@ def fetch_one(repo: str, path: str | None, access: Access, revision: str = "main
         raise CheckpointError(
             f"'{repo}' has no {path or 'safetensors file'}", PICKLE_HINT if pickle else "check the name of the file"
         )
-    fetch(Plan(cached, revision, listed.commit, (listed.files[chosen],)), access)
+    beside = chosen.rpartition("/")[0] + "/" if "/" in chosen else ""
+    wanted_too = [listed.files[name] for name in (f"{beside}{ADAPTER_CONFIG}",) if name in listed.files]
+    fetch(FetchPlan(cached, revision, listed.commit, (listed.files[chosen], *wanted_too)), access)
     if path is None:
         cached.set_only(listed.commit, chosen)
     return cached.snapshot(listed.commit) / chosen

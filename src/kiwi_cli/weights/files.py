@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kiwi_cli.errors import CheckpointError
-from kiwi_cli.weights.layout import RELEASED
-from kiwi_cli.weights.tensorfile import WEIGHT_TYPES, TensorInfo, read_header
+from kiwi_cli.weights.layout import RELEASED, SAVED
+from kiwi_cli.weights.tensorfile import LFS_POINTER, WEIGHT_TYPES, TensorInfo, lfs_pointer, read_header
 
 if TYPE_CHECKING:
     import torch
@@ -27,20 +27,6 @@ RELAYOUT_HINT = "use a folder in the released Kiwi-Edit layout"
 PIPELINE_CLASS = "KiwiEditPipeline"
 
 
-def locate(name_or_path: str) -> Path:
-    """A checkpoint folder on this machine for a variant's name, a folder, a raw training checkpoint or a Hub id.
-
-    What is here already is used without any network request; the rest is fetched, and raw checkpoints are
-    converted, once.
-
-    Raises:
-        CheckpointError: nothing of that name, or the Hub cannot be reached.
-    """
-    from kiwi_cli.weights.hub import ensure
-
-    return ensure(name_or_path)
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.
 
@@ -50,7 +36,10 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise CheckpointError(f"'{path}' is too large for a config", RELAYOUT_HINT)
-        data = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
+        if text.startswith(LFS_POINTER.decode()):
+            raise lfs_pointer(path)
+        data = json.loads(text)
     except FileNotFoundError:
         raise CheckpointError(f"'{path.parent}' is not a Kiwi-Edit checkpoint: no {path.name}", RELAYOUT_HINT) from None
     except (OSError, ValueError) as error:
@@ -74,16 +63,23 @@ def check_layout(folder: Path) -> None:
         )
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether a folder is what `save_pretrained` writes, by its index."""
+    index = read_json(folder / "model_index.json")
+    return isinstance(index.get("tokenizer"), list) and "processor" not in index
+
+
 def open_all(folder: Path) -> dict[tuple[str, str], TensorFiles]:
     """Every part's headers and indexes, checked: what is there to see without reading weights or importing torch.
 
     Returns:
-        (folder, stem) as in the layout -> its tensors.
+        (folder, stem) as in the layout, the released one or that of a saved pipeline -> its tensors.
 
     Raises:
         CheckpointError: as `TensorFiles.open`.
     """
-    return {(part, stem): TensorFiles.open(folder / part, stem) for part, stem in RELEASED.weights}
+    layout = SAVED if is_saved(folder) else RELEASED
+    return {(part, stem): TensorFiles.open(folder / part, stem) for part, stem in layout.weights}
 
 
 def parameter_count(folder: Path) -> int:
@@ -116,6 +112,11 @@ class TensorFiles:
         if single.is_file():
             return cls.open_file(single)
         if not index.is_file():
+            if variants := sorted(folder.glob(f"{stem}.*.safetensors")):
+                raise CheckpointError(
+                    f"'{folder}' holds a variant alone: '{variants[0].name}'",
+                    "save the pipeline without a variant; from_pretrained(..., variant=...) in Python reads this one",
+                )
             raise CheckpointError(f"no {single.name} in '{folder}'", RELAYOUT_HINT)
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
@@ -272,6 +273,11 @@ def fill(
         for key, tensor in part.tensors({key: dtype(target) for key, target in targets.items()}, device)
     }
     module.load_state_dict(state, strict=True, assign=True)
+    _settle(module, device)
+
+
+def _settle(module: torch.nn.Module, device: torch.device | str) -> None:
+    """Make a filled module ready to work: no gradients, its buffers where its weights are."""
     module.requires_grad_(False)
     module.eval()
     for name, buffer in list(module.named_buffers()):

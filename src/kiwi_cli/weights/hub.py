@@ -6,51 +6,52 @@ single request; what is missing is announced, fetched, and if it is a raw checkp
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from kiwi_cli.console import Console
+from kiwi_cli.base.events import SILENT, Events
 from kiwi_cli.errors import CheckpointError, UsageError
-from kiwi_cli.variants import VARIANTS, Variant, find_variant
 from kiwi_cli.weights import embedded
 from kiwi_cli.weights.cache import default_root
-from kiwi_cli.weights.fetch import Access, Plan, fetch, plan
-from kiwi_cli.weights.layout import PICKLE_HINT, PICKLES, RELEASED, Layout
-from kiwi_cli.weights.transfer import transfer
+from kiwi_cli.weights.catalog import Variant
+from kiwi_cli.weights.fetch import Access, FetchPlan, fetch, plan
+from kiwi_cli.weights.layout import PICKLE_HINT, PICKLES, RELEASED
+from kiwi_cli.weights.names import missing_error, resolve
 
 
 def ensure(
     name: str,
     *,
     download: bool = True,
-    console: Console | None = None,
+    events: Events = SILENT,
     revision: str | None = None,
     cache_dir: Path | None = None,
     token: str | None = None,
+    update: bool = False,
 ) -> Path:
     """A folder in the released layout for a variant's name, a Hub id, a folder or a raw training checkpoint.
 
-    An embedded model is where it is: the rest of the arguments does not concern it.
+    Embedded models are returned as they lie in the package; no download argument applies.
 
     Args:
         name: as the person wrote it.
         download: whether what is missing may be fetched; otherwise it is an error that says how to.
-        console: announces sizes and shows progress.
+        events: told of sizes and progress.
         revision: branch, tag or commit, of a model on the Hub.
         cache_dir: instead of the Hub's own cache.
         token: instead of the Hub's own.
+        update: ask the Hub what the revision is now, although it is here.
 
     Raises:
         CheckpointError: nothing of that name, something missing, or the Hub cannot be reached.
     """
-    from kiwi_cli.weights import raw
+    from kiwi_cli.weights import raw, raw_files
 
-    access = Access(cache_dir or default_root(), token, download, console)
+    access = Access(cache_dir or default_root(), token, download, events)
     path = Path(name).expanduser()
     if path.is_dir():
-        if (path / "model_index.json").is_file() or not raw.is_raw_folder(path):
+        if (path / "model_index.json").is_file() or not raw_files.is_raw_folder(path):
             return path
         return raw.ensure_local(path, access)
     if path.is_file():
@@ -65,39 +66,20 @@ def ensure(
         return embedded.ensure(own)
     repo, variant = resolve(name)
     wanted = revision or (variant.revision if variant else "main")
-    found = cached_model(repo, wanted, variant, access)
+    found = None if update else cached_model(repo, wanted, variant, access)
     if found is not None:
         return found
     if not download:
-        raise missing_error(name, repo)
+        raise missing_error(name, repo, access.cached(repo).folder.is_dir())
     chosen = plan(repo, wanted, access, RELEASED if variant and variant.kind == "released" else None)
     if any(file.path == "model_index.json" for file in chosen.files):
         return fetch(chosen, access)
     return raw.ensure_repo(chosen, variant, access)
 
 
-def resolve(name: str) -> tuple[str, Variant | None]:
-    """A name as a person writes it -> Hub repository, and its variant if it is one of ours.
-
-    Raises:
-        CheckpointError: neither a variant nor the form of a Hub id; suggests the nearest name. Or an embedded model.
-    """
-    variant = find_variant(name)
-    if variant is not None and variant.kind == "embedded":
-        raise CheckpointError(f"'{name}' is part of kiwi itself, not on the Hub", "there is nothing to fetch")
-    if variant is not None:
-        return variant.repo, variant
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and ".." not in name and "--" not in name:
-        return name, None
-    names = [v.name for v in VARIANTS]
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean '{close[0]}'?" if close else f"known models: {', '.join(names)}"
-    raise CheckpointError(f"no such model or folder: '{name}'", hint)
-
-
 def peek(repo: str, revision: str, access: Access) -> Path | None:
     """A model that can be used at once: whole in the cache, or converted there. Fetches and converts nothing."""
-    from kiwi_cli.weights.raw import HUB_DTYPE
+    from kiwi_cli.weights.raw_files import HUB_DTYPE
 
     cached = access.cached(repo)
     commit = cached.commit(revision)
@@ -108,7 +90,7 @@ def peek(repo: str, revision: str, access: Access) -> Path | None:
 
 def cached_model(repo: str, revision: str, variant: Variant | None, access: Access) -> Path | None:
     """As `peek`; a raw checkpoint that is here and not yet converted is converted now."""
-    from kiwi_cli.weights import raw
+    from kiwi_cli.weights import raw, raw_files
 
     if found := peek(repo, revision, access):
         return found
@@ -117,51 +99,27 @@ def cached_model(repo: str, revision: str, variant: Variant | None, access: Acce
     if commit is None or not cached.snapshot(commit).is_dir():
         return None
     snapshot = cached.snapshot(commit)
-    if (snapshot / "model_index.json").exists() or not raw.is_raw_folder(snapshot):
+    if (snapshot / "model_index.json").exists() or not raw_files.is_raw_folder(snapshot):
         return None
-    return raw.ensure_snapshot(raw.find_raw(snapshot), Plan(cached, revision, commit, ()), variant, access)
+    return raw.ensure_snapshot(raw_files.find_raw(snapshot), FetchPlan(cached, revision, commit, ()), variant, access)
 
 
-def missing_error(name: str, repo: str) -> CheckpointError:
-    """For a model that may not be fetched now."""
-    return CheckpointError(f"'{name}' is not complete on this machine ('{repo}')", f"run `kiwi download {name}` once")
+@dataclass(frozen=True)
+class Verified:
+    """What a check of the cached files found.
 
-
-def ensure_base(repo: str, layout: Layout, access: Access, revision: str = "main") -> Path:
-    """A base model in its own layout: a folder as it is, a Hub id from the cache or fetched.
-
-    A folder in the released layout stands for any base model: it holds them all.
-
-    Raises:
-        CheckpointError: a folder that lacks files of the layout; as `ensure`.
+    Attributes:
+        checked: files whose contents were compared with a hash, or found wrong otherwise.
+        bad: (file, what is wrong). unchecked: files that nothing gives a hash of.
     """
-    folder = Path(repo).expanduser()
-    if folder.is_dir():
-        if (folder / "model_index.json").is_file():
-            layout = RELEASED
-        if lacking := layout.missing(folder):
-            raise CheckpointError(f"'{repo}' lacks {lacking[0]}", _base_hint(folder))
-        return folder
-    repo, _ = resolve(repo)
-    found = access.cached(repo).whole(revision, layout)
-    if found is not None:
-        return found
-    if not access.download:
-        raise CheckpointError(f"'{repo}' is not complete on this machine", "run the command once with the network")
-    return fetch(plan(repo, revision, access, layout), access)
+
+    checked: int
+    bad: list[tuple[str, str]]
+    unchecked: list[str]
 
 
-def _base_hint(folder: Path) -> str:
-    if any(path.suffix in PICKLES for path in folder.glob("*")):
-        return PICKLE_HINT
-    return "a base model is a folder as it is on the Hub: Qwen2.5-VL, and Wan 2.2 in the library's format"
-
-
-def verify(repo: str, revision: str, access: Access) -> tuple[int, list[tuple[str, str]]]:
-    """Check the cached files of a model against what the Hub said of them; no network.
-
-    Returns:
-        How many files were checked, and (file, what is wrong) for the bad ones.
+def verify(repo: str, revision: str, access: Access) -> Verified:
+    """The state of a model's cached files, by what the Hub said of them; no network.
 
     Raises:
         CheckpointError: nothing of it is cached.
@@ -169,12 +127,14 @@ def verify(repo: str, revision: str, access: Access) -> tuple[int, list[tuple[st
     cached = access.cached(repo)
     commit = cached.commit(revision)
     if commit is None or not cached.snapshot(commit).is_dir():
-        raise missing_error(repo, repo)
+        raise missing_error(repo, repo, cached.folder.is_dir())
     files = cached.expected(commit, cached.listed(commit))
     total = sum(max(file.size, 0) for file in files)
-    with transfer(access.console, f"checking {repo.partition('/')[2]}", total) as counter:
-        checked = [(file.path, cached.check(commit, file, counter.advance)) for file in files]
-    return len(files), [(path, problem) for path, problem in checked if problem is not None]
+    with access.events.transfer(f"checking {repo.partition('/')[2]}", total) as counter:
+        found = [(file, cached.check(commit, file, counter.advance)) for file in files]
+    bad = [(file.path, problem) for file, problem in found if problem is not None]
+    unchecked = [file.path for file, problem in found if problem is None and file.blob is None]
+    return Verified(len(files) - len(unchecked), bad, unchecked)
 
 
 def repair(repo: str, revision: str, bad: Iterable[str], access: Access) -> Path:
@@ -189,4 +149,18 @@ def repair(repo: str, revision: str, bad: Iterable[str], access: Access) -> Path
     if any(name not in record for name in bad):
         fresh = plan(repo, commit, access)
         known = fresh.files
-    return fetch(Plan(cached, revision, commit, known), access)
+    return fetch(FetchPlan(cached, revision, commit, known), access)
+
+
+def locate(name_or_path: str) -> Path:
+    """A checkpoint folder on this machine for a variant's name, a folder, a raw training checkpoint or a Hub id.
+
+    What is here already is used without any network request; the rest is fetched, and raw checkpoints are
+    converted, once.
+
+    Raises:
+        CheckpointError: nothing of that name, or the Hub cannot be reached.
+    """
+    from kiwi_cli.weights.hub import ensure
+
+    return ensure(name_or_path)

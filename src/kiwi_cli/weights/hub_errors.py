@@ -7,6 +7,7 @@ both are found through its own classes.
 from __future__ import annotations
 
 import errno
+import os
 import ssl
 import sys
 import time
@@ -15,8 +16,8 @@ from difflib import get_close_matches
 from types import ModuleType
 from typing import Any, TypeVar
 
-from kiwi_cli.errors import CheckpointError, KiwiError
-from kiwi_cli.variants import VARIANTS, find_variant
+from kiwi_cli.errors import CheckpointError, KiwiError, NoSuchModelError
+from kiwi_cli.weights.catalog import VARIANTS, find_variant
 
 Result = TypeVar("Result")
 
@@ -25,7 +26,10 @@ FIRST_WAIT = 1.0  # seconds; doubles with each try
 LONGEST_WAIT = 60.0
 RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # the client obeys both
+
 AGAIN = "run the same command again; what is complete is kept"
+DETAILS = "KIWI_DEBUG=1 shows where that happened"
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
@@ -83,11 +87,7 @@ def explain(error: BaseException, repo: str, revision: str = "main", where: str 
             f"a file of '{repo}' is no longer on the Hub: it changed meanwhile",
             AGAIN,
         ),
-        (
-            hub.OfflineModeIsEnabled,
-            f"'{repo}' is not complete on this machine and HF_HUB_OFFLINE is set",
-            "unset HF_HUB_OFFLINE and run `kiwi download` once",
-        ),
+        (hub.OfflineModeIsEnabled, *offline(repo, offline_variable() or OFFLINE[0])),
         (
             ssl.SSLError,
             f"the connection to the Hub cannot be trusted: {_reason(error, ssl.SSLError)}",
@@ -106,14 +106,75 @@ def explain(error: BaseException, repo: str, revision: str = "main", where: str 
         ),
     )
     links = list(chain(error))
-    for kinds, message, hint in table:
+    if status_of(error) == 401 and (refused := _refused_token(links)) is not None:
+        return CheckpointError(f"the Hub does not accept the token for '{repo}'{refused}", LOG_IN)
+    for kinds, message, hint in (*_lasting(links), *table):
         if any(isinstance(link, kinds) for link in links):
-            return CheckpointError(message, hint)
+            ours = find_variant(repo)  # then it is the Hub's fault, and no name is wrong
+            named = (kinds is hub.RepositoryNotFoundError and ours is None) or (
+                kinds is hub.RevisionNotFoundError and (ours is None or revision != ours.revision)
+            )
+            return NoSuchModelError(message, hint) if named else CheckpointError(message, hint)
     return _by_status(error, repo) or _by_errno(links, repo, where) or _unknown(links, repo)
 
 
+def _lasting(links: list[BaseException]) -> list[tuple[type[BaseException], str, str]]:
+    """What no second try mends: (type, message, hint), for whichever of the links it is."""
+    import json
+
+    http = http_library()
+    endpoint = os.environ.get("HF_ENDPOINT", "")
+    rows: list[tuple[type[BaseException], str, str]] = []
+    for link in links:
+        text = str(link).strip().partition("\n")[0]
+        if "socks" in text.lower() and isinstance(link, (ImportError, ValueError, http.TransportError)):
+            rows.append(
+                (type(link), f"the proxy cannot be used: {text}", "pip install 'httpx[socks]', or use an HTTP proxy")
+            )
+        elif isinstance(link, (http.UnsupportedProtocol, http.InvalidURL)) or "scheme" in text.lower():
+            named = f"HF_ENDPOINT is '{endpoint}'" if endpoint else text
+            rows.append(
+                (type(link), f"not an address: {named}", "write it with its scheme, as in https://huggingface.co")
+            )
+        elif isinstance(link, json.JSONDecodeError):
+            what = "what answered is not the Hub, or something on the way replaced the answer"
+            rows.append((type(link), what, "log in to this network in a browser, and check HF_ENDPOINT"))
+        elif isinstance(link, NotImplementedError) or getattr(link, "errno", None) in (errno.ENOLCK, errno.ENOSYS):
+            what = "this disk has no file locks, which the Hub's cache needs"
+            rows.append((type(link), what, "set HF_HOME to a folder on a local disk"))
+    return rows
+
+
+def _refused_token(links: list[BaseException]) -> str | None:
+    """What the Hub says of the token that it was sent, with a colon before; None when it was sent none.
+
+    To strangers the Hub answers 401 for whatever is private or not there; to those with a good token it does not.
+    """
+    for link in links:
+        response = getattr(link, "response", None)
+        if response is None:
+            continue
+        said = str(response.headers.get("X-Error-Message") or "")
+        sent = getattr(getattr(response, "request", None), "headers", {}).get("Authorization")
+        if sent or "Invalid credentials" in said:
+            return f": {said}" if said and "Invalid credentials" not in said else ""
+    return None
+
+
+def offline_variable() -> str | None:
+    """The variable that forbids requests, as the client reads it; None when nothing does."""
+    return next((name for name in OFFLINE if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")), None)
+
+
+def offline(repo: str, variable: str) -> tuple[str, str]:
+    """The message and the hint for a model that is missing while requests are forbidden."""
+    return (
+        f"'{repo}' is not complete on this machine and {variable} is set",
+        f"unset {variable} and run `kiwi download` once",
+    )
+
+
 _STATUS = {
-    401: ("the Hub does not accept the token for '{repo}'", LOG_IN),
     403: ("the Hub refuses access to '{repo}'", f"check that the token may read it, or {LOG_IN}"),
     404: ("no repository '{repo}' on the Hub, or it is private", ""),
     429: ("the Hub asks for fewer requests", f"wait a few minutes, then {AGAIN}; logging in raises the limit"),
@@ -124,7 +185,7 @@ def _by_status(error: BaseException, repo: str) -> KiwiError | None:
     status = status_of(error)
     if status is None:
         return None
-    if status == 401 and "Invalid credentials" not in _header(error, "X-Error-Message"):
+    if status == 401:
         status = 404  # what the Hub answers to strangers for what is private or not there
     message, hint = _STATUS.get(status, (f"the Hub failed with status {status} for '{{repo}}'", AGAIN))
     return CheckpointError(message.format(repo=repo), hint or _or_private(repo))
@@ -139,12 +200,16 @@ def _or_private(repo: str) -> str:
     return f"check the name; for a private one, {LOG_IN}"
 
 
+ELSEWHERE = "set HF_HOME to another folder"
 _ERRNO = {
-    errno.ENOSPC: ("the disk is full", "free some space, or choose another disk with --cache-dir"),
-    errno.EDQUOT: ("the disk quota is used up", "free some space, or choose another disk with --cache-dir"),
-    errno.EACCES: ("no right to write there", "choose another folder with --cache-dir"),
-    errno.EPERM: ("no right to write there", "choose another folder with --cache-dir"),
-    errno.EROFS: ("the disk cannot be written to", "choose another folder with --cache-dir"),
+    errno.ENOSPC: ("the disk is full", "free some space, or set HF_HOME to a folder on another disk"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space, or set HF_HOME to a folder on another disk"),
+    errno.EACCES: ("no right to write there", ELSEWHERE),
+    errno.EPERM: ("no right to write there", ELSEWHERE),
+    errno.EROFS: ("the disk cannot be written to", ELSEWHERE),
+    errno.EFBIG: ("the disk takes no file of that size (FAT32 ends at 4 GB)", ELSEWHERE),
+    errno.ENOTDIR: ("a file is in the way where a folder should be", ELSEWHERE),
+    errno.EEXIST: ("a file is in the way where a folder should be", ELSEWHERE),
 }
 
 
@@ -159,7 +224,7 @@ def _by_errno(links: list[BaseException], repo: str, where: str) -> KiwiError | 
 
 def _unknown(links: list[BaseException], repo: str) -> KiwiError:
     text = str(links[0]).strip().splitlines()
-    return CheckpointError(f"could not fetch '{repo}': {text[0] if text else type(links[0]).__name__}", AGAIN)
+    return CheckpointError(f"could not fetch '{repo}': {text[0] if text else type(links[0]).__name__}", DETAILS)
 
 
 def _reason(error: BaseException, kinds: Any) -> str:

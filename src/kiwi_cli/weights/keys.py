@@ -199,30 +199,66 @@ def qwen_key(key: str) -> str | None:
     return key
 
 
-def original_vae_key(key: str, num_res_blocks: int) -> str:
-    """`AutoencoderKLWan` name of a Wan 2.2 autoencoder -> original name; original names pass unchanged."""
-    for ours, original in VAE_TOP:
-        if key.startswith(ours):
-            return original + key.removeprefix(ours)
+def _swapped(name: str, table: Iterable[tuple[str, str]], to_original: bool) -> str | None:
+    """A name with the first prefix that fits replaced, in one direction or the other; None when none fits."""
+    for ours, original in table:
+        old, new = (ours, original) if to_original else (original, ours)
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return None
+
+
+def _vae_layer(name: str, to_original: bool) -> str:
+    return _swapped(name, VAE_RESIDUAL, to_original) or name
+
+
+def _vae_fixed(key: str, to_original: bool) -> str | None:
+    """A VAE's name outside of the numbered blocks; None for the rest."""
+    if top := _swapped(key, VAE_TOP, to_original):
+        return top
     half, _, rest = key.partition(".")
     for ours, original in VAE_HALF:
-        if rest.startswith(ours):
-            return f"{half}.{original}{_original_layer(rest.removeprefix(ours))}"
+        old, new = (ours, original) if to_original else (original, ours)
+        if rest.startswith(old):
+            return f"{half}.{new}{_vae_layer(rest.removeprefix(old), to_original)}"
+    return None
+
+
+def vae_key(key: str, num_res_blocks: int) -> str:
+    """Original Wan VAE key -> `AutoencoderKLWan` key. Keys that are already the latter pass unchanged."""
+    if fixed := _vae_fixed(key, to_original=False):
+        return fixed
+    half, _, rest = key.partition(".")
+    # Wan 2.2: blocks of (residual layers, then one resampling), named twice.
+    if match := re.fullmatch(r"(down|up)samples\.(\d+)\.\1samples\.(\d+)\.(.+)", rest):
+        way, block, layer, tail = match[1], match[2], match[3], match[4]
+        if tail.startswith(("resample.", "time_conv.")):
+            return f"{half}.{way}_blocks.{block}.{way}sampler.{tail}"
+        return f"{half}.{way}_blocks.{block}.resnets.{layer}.{_vae_layer(tail, to_original=False)}"
+    # Wan 2.1: one flat list. diffusers keeps it flat in the encoder and groups it in the decoder.
+    if match := re.fullmatch(r"downsamples\.(\d+)\.(.+)", rest):
+        return f"{half}.down_blocks.{match[1]}.{_vae_layer(match[2], to_original=False)}"
+    if match := re.fullmatch(r"upsamples\.(\d+)\.(.+)", rest):
+        block, layer = divmod(int(match[1]), num_res_blocks + 2)
+        if layer == num_res_blocks + 1:
+            return f"{half}.up_blocks.{block}.upsamplers.0.{match[2]}"
+        return f"{half}.up_blocks.{block}.resnets.{layer}.{_vae_layer(match[2], to_original=False)}"
+    return key
+
+
+def original_vae_key(key: str, num_res_blocks: int) -> str:
+    """`AutoencoderKLWan` name of a Wan 2.2 autoencoder -> original name; original names pass unchanged."""
+    if fixed := _vae_fixed(key, to_original=True):
+        return fixed
+    half, _, rest = key.partition(".")
     if match := re.fullmatch(r"(down|up)_blocks\.(\d+)\.resnets\.(\d+)\.(.+)", rest):
         way, block, layer, tail = match.groups()
-        return f"{half}.{way}samples.{block}.{way}samples.{layer}.{_original_layer(tail)}"
+        return f"{half}.{way}samples.{block}.{way}samples.{layer}.{_vae_layer(tail, to_original=True)}"
     if match := re.fullmatch(r"(down|up)_blocks\.(\d+)\.\1sampler\.(.+)", rest):
         way, block, tail = match.groups()
         layer = num_res_blocks + (way == "up")  # the decoder has one residual block more
         return f"{half}.{way}samples.{block}.{way}samples.{layer}.{tail}"
     return key
-
-
-def _original_layer(layer: str) -> str:
-    for ours, original in VAE_RESIDUAL:
-        if layer.startswith(ours):
-            return original + layer.removeprefix(ours)
-    return layer
 
 
 LoraRole = Literal["down", "up", "alpha", "diff", "diff_b"]

@@ -99,7 +99,11 @@ RELEASED = Layout(
         "processor/tokenizer_config.json",
         "processor/tokenizer.json",
     ),
-    optional=("mllm_encoder/generation_config.json", *(f"processor/{name}" for name in TOKENIZER_OPTIONAL)),
+    optional=(
+        "mllm_encoder/generation_config.json",
+        "understands.json",
+        *(f"processor/{name}" for name in TOKENIZER_OPTIONAL),
+    ),
     weights=(
         ("transformer", STEM),
         ("vae", STEM),
@@ -110,6 +114,23 @@ RELEASED = Layout(
     ),
 )
 """The released Kiwi-Edit layout."""
+
+SAVED = Layout(
+    required=(
+        "model_index.json",
+        "transformer/config.json",
+        "vae/config.json",
+        "mllm_encoder/config.json",
+        "source_embedder/config.json",
+        "ref_embedder/config.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/tokenizer_config.json",
+        "tokenizer/tokenizer.json",
+    ),
+    optional=("understands.json", "use.json", *(f"tokenizer/{name}" for name in TOKENIZER_OPTIONAL)),
+    weights=tuple((part, STEM) for part in ("transformer", "vae", "mllm_encoder", "source_embedder", "ref_embedder")),
+)
+"""What `KiwiPipeline.save_pretrained` writes: each part under the library's own names, the language model in one."""
 
 QWEN_BASE = Layout(
     required=("config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json"),

@@ -1,9 +1,12 @@
-"""LoRA files for the transformer: read in every key style that is about, and merged into the weights.
+"""LoRA files: read in every key style that is about, and merged into the weights.
 
     diffusers      transformer.blocks.0.attn1.to_q.lora_A.weight
     original Wan   blocks.0.self_attn.q.lora_A.default.weight, with or without pipe.dit.
     ComfyUI        diffusion_model.blocks.0.self_attn.q.lora_down.weight, with .alpha, .diff and .diff_b
     kohya          lora_unet_blocks_0_self_attn_q.lora_down.weight
+
+and of the language model, as kiwi's own training writes them: mllm_encoder.qwen.language_model.layers.0... or, in raw
+training names, mllm.model.model.language_model.layers.0...
 
 Merging costs nothing per step, works under every memory mode and quantisation that comes after it, and is exact in
 fp32: all differences are summed in fp32 and rounded once. A file that fits only in part is refused.
@@ -11,18 +14,18 @@ fp32: all differences are summed in fp32 and rounded once. A file that fits only
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kiwi_cli.errors import CheckpointError, UsageError
+from kiwi_cli.errors import CheckpointError, NoSuchModelError, UsageError
 from kiwi_cli.weights import keys
 from kiwi_cli.weights.files import TensorFiles
 from kiwi_cli.weights.layout import PICKLE_HINT, PICKLES
-from kiwi_cli.weights.tensorfile import read_metadata
+from kiwi_cli.weights.lora_scale import Scales, read_scales
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +33,23 @@ if TYPE_CHECKING:
     from kiwi_cli.weights.fetch import Access
 
 PREFIXES = ("base_model.model.", "pipe.", "transformer.", "diffusion_model.", "model.", "dit.", "unet.")
+ENCODER = "mllm_encoder."
 FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
+
+OTHER_KINDS = (
+    # a pattern of keys, what they are
+    (r"\.lokr_", "a LoKr"),
+    (r"\.hada_w", "a LoHa"),
+    (r"\.(lora_magnitude_vector|dora_scale)", "a DoRA"),
+    (r"\.oft_|\.boft_", "an OFT"),
+    (r"\.ia3_|\.on_input", "an IA3"),
+    (r"\.vera_lambda", "a VeRA"),
+    (r"\.(lora_mid|lora_embedding_[AB])", "a LoRA with a third factor or of an embedding"),
+    (r"^(lora_te\d?_|text_encoders?(_\d)?\.|conditioner\.|t5\.|clip\.)", "a LoRA of a text encoder"),
+    (r"\.lora_[AB](\.[^.]+)?\.bias$|\.bias$", "a LoRA with biases"),
+    (r"\.(w_norm|b_norm)$", "a LyCORIS of norms"),
+)
+"""Kinds of small files beside plain LoRAs: none of them is read."""
 
 Delta = dict[str, str]
 """Role in the LoRA ('down', 'up', 'alpha', 'diff', 'diff_b') -> key in the file."""
@@ -89,58 +108,108 @@ def locate(spec: LoraSpec, access: Access) -> Path:
         raise CheckpointError(f"the LoRA '{spec.source}' is a pickle", PICKLE_HINT)
     if path.is_file():
         return path
+    if path.is_dir() or not is_hub_id(spec.source):
+        hint = "pass a .safetensors file that is there, or owner/name or owner/name/FILE.safetensors on the Hub"
+        raise NoSuchModelError(f"LoRA not found: '{spec.source}'", hint)
     parts = spec.source.split("/")
-    if path.is_dir() or len(parts) < 2 or not all(parts) or path.is_absolute():
-        raise CheckpointError(f"LoRA not found: '{spec.source}'", "pass a .safetensors file, or owner/name on the Hub")
     from kiwi_cli.weights.fetch import fetch_one
 
     return fetch_one("/".join(parts[:2]), "/".join(parts[2:]) or None, access)
 
 
-def apply(transformer: torch.nn.Module, specs: Sequence[LoraSpec], access: Access) -> list[Applied]:
-    """Merge LoRAs into a transformer that holds plain weights, wherever they are.
+def is_hub_id(source: str) -> bool:
+    """Whether a LoRA that is no file here has the form owner/name or owner/name/.../FILE.safetensors.
+
+    What begins with a folder that is here is a path, and a file needs an owner and a name before it.
+    """
+    parts = source.split("/")
+    if source[:1] in ("/", ".", "~") or not all(parts) or Path(parts[0]).is_dir():
+        return False
+    return len(parts) >= 3 if source.endswith((".safetensors", *PICKLES)) else len(parts) == 2
+
+
+def apply(
+    transformer: torch.nn.Module,
+    specs: Sequence[LoraSpec],
+    access: Access,
+    encoder: torch.nn.Module | None = None,
+) -> list[Applied]:
+    """What each LoRA changed: they are merged into modules that hold plain weights, wherever those are.
 
     Every file is checked before the first weight is changed.
 
     Args:
         transformer: its parameters under diffusers' names; changed in place.
         specs: in any order; their differences add up.
+        encoder: the instruction encoder; changed in place too. None refuses LoRAs of the language model.
 
     Raises:
-        CheckpointError: a file that is missing or broken, or of which nothing, or only part, fits.
+        CheckpointError: a file that is missing or broken, of another kind, or of which nothing, or only part, fits; or
+            weights that are no numbers, or too large for the model's precision.
     """
     targets = dict(transformer.named_parameters())
-    aliases = _aliases(targets)
-    plans = []
+    if encoder is not None:
+        targets |= {f"{ENCODER}{name}": value for name, value in encoder.named_parameters()}
+    aliases = aliases_of(targets)
+    plans, found = [], []
     for spec in specs:
         path = locate(spec, access)
         files = TensorFiles.open_file(path)
         matched, unused = match(files, aliases, {name: tuple(value.shape) for name, value in targets.items()})
-        plans.append((spec, path, files, matched, unused))
-    scales = {path: _metadata_scale(path) for _, path, _, _, _ in plans}
-    for name in dict.fromkeys(name for _, _, _, matched, _ in plans for name in matched):
+        found.append((path, len(unused)))
+        scales = read_scales(path)
+        plans.append((spec, files, {name: (delta, scale_of(files, delta, scales)) for name, delta in matched.items()}))
+    merged = {}
+    for name in dict.fromkeys(name for _, _, matched in plans for name in matched):
         old = targets[name].data
-        merged = old.to("cpu", dtype=_float32())
-        for spec, path, files, matched, _ in plans:
-            if name in matched:
-                merged = merged + _difference(files, matched[name], scales[path]).reshape(old.shape) * spec.weight
+        sum_ = old.to("cpu", dtype=_float32())
+        for spec, files, scaled in plans:
+            if name in scaled:
+                difference = _difference(files, *scaled[name])
+                if not bool(difference.isfinite().all()):
+                    raise CheckpointError(
+                        f"the LoRA '{files.label}' holds values that are not finite (NaN or Inf), for '{name}'",
+                        "its training diverged, or the file is damaged; leave it out",
+                    )
+                sum_ = sum_ + difference.reshape(old.shape) * spec.weight
         # A new tensor, not in place: the old one may be a view of the checkpoint's file.
-        targets[name].data = merged.to(old.device, old.dtype)
-    return [Applied(spec, path, len(matched), len(unused)) for spec, path, _, matched, unused in plans]
+        merged[name] = sum_.to(old.device, old.dtype)
+        if not bool(merged[name].isfinite().all()):
+            precision = str(old.dtype).removeprefix("torch.")
+            labels = " and ".join(f"'{files.label}'" for _, files, matched in plans if name in matched)
+            raise CheckpointError(
+                f"with the LoRA {labels} the weight '{name}' does not fit into {precision}",
+                "give it less weight, as in FILE:0.5, or use --dtype float32",
+            )
+    for name, value in merged.items():
+        targets[name].data = value
+    return [
+        Applied(spec, path, len(matched), unused)
+        for (spec, _, matched), (path, unused) in zip(plans, found, strict=True)
+    ]
 
 
 def match(
-    files: TensorFiles, aliases: dict[str, str], shapes: dict[str, tuple[int, ...]]
+    files: Any, aliases: dict[str, str], shapes: dict[str, tuple[int, ...]]
 ) -> tuple[dict[str, Delta], list[str]]:
     """A file's keys -> the parameters they change; and the modules it has that nothing reads.
 
+    Args:
+        files: `TensorFiles`, or what has the same `infos`, `shapes`, `label` and `tensor`.
+
     Raises:
-        CheckpointError: keys that are no LoRA's, modules that are not there, halves, or shapes that do not fit.
+        CheckpointError: another kind of file, keys that are no LoRA's, modules that are not there, halves, or
+            shapes that do not fit.
     """
     modules: dict[str, Delta] = {}
     strange: list[str] = []
     for key in files.infos:
         found = keys.lora_key(key)
+        kind = _other_kind(key)
+        if kind is not None:
+            raise CheckpointError(
+                f"the LoRA '{files.label}' is {kind} ('{key}'), which is not read", "use a plain LoRA, or merge it"
+            )
         if found is None:
             strange.append(key)
         else:
@@ -172,8 +241,19 @@ def match(
     return matched, unused
 
 
+def _other_kind(key: str) -> str | None:
+    """What a key belongs to when that is no plain LoRA; None for all others."""
+    return next((what for pattern, what in OTHER_KINDS if re.search(pattern, key)), None)
+
+
 def _plain(module: str) -> str:
     """A module's name without what trainers and programs put in front of it."""
+    encoders = module.removeprefix("base_model.model.").removeprefix("pipe.")
+    if encoders.startswith("mllm."):
+        part, name = keys.raw_key(encoders) or ("", "")
+        return f"{ENCODER}qwen.language_model.{name.removeprefix('model.')}" if part == "qwen" else module
+    if encoders.startswith(ENCODER):
+        return encoders
     while prefix := next((prefix for prefix in PREFIXES if module.startswith(prefix)), ""):
         module = module.removeprefix(prefix)
     for prefix in FLAT_PREFIXES:
@@ -187,11 +267,11 @@ def _float32() -> torch.dtype:
     return torch.float32
 
 
-def _aliases(targets: dict[str, Any]) -> dict[str, str]:
+def aliases_of(targets: dict[str, Any]) -> dict[str, str]:
     """Every name a parameter goes by -> its own: diffusers', original, and both with underscores."""
     aliases = {}
     for name in targets:
-        for alias in (name, keys.original_dit_key(name)):
+        for alias in {name, name if name.startswith(ENCODER) else keys.original_dit_key(name)}:
             aliases[alias] = name
             module, _, leaf = alias.rpartition(".")
             if leaf in ("weight", "bias"):
@@ -199,7 +279,7 @@ def _aliases(targets: dict[str, Any]) -> dict[str, str]:
     return aliases
 
 
-def _fits(files: TensorFiles, delta: Delta, shape: tuple[int, ...]) -> bool:
+def _fits(files: Any, delta: Delta, shape: tuple[int, ...]) -> bool:
     shapes = {role: files.shapes[key] for role, key in delta.items()}
     if "diff" in shapes or "diff_b" in shapes:
         return len(shapes) == 1 and math.prod(*shapes.values()) == math.prod(shape)
@@ -209,24 +289,32 @@ def _fits(files: TensorFiles, delta: Delta, shape: tuple[int, ...]) -> bool:
     return down[0] == math.prod(up[1:]) and up[0] == shape[0] and math.prod(down[1:]) == math.prod(shape[1:])
 
 
-def _difference(files: TensorFiles, delta: Delta, scale: float | None) -> Any:
+def scale_of(files: Any, delta: Delta, scales: Scales) -> float:
+    """What the product of a module's factors is multiplied with: by its alpha, else by what the file says."""
+    if "down" not in delta:
+        return 1.0
+    rank = files.shapes[delta["down"]][0]
+    if "alpha" in delta:
+        return float(files.tensor(delta["alpha"]).reshape(-1)[0]) / rank
+    module = _said(delta["down"])
+    if scales.rank_of(module) not in (None, rank):
+        raise CheckpointError(
+            f"the LoRA '{files.label}' says rank {scales.rank_of(module):g} for '{module}' and holds rank {rank}",
+            "save it again with PEFT or diffusers",
+        )
+    return scales.of(module, rank)
+
+
+def _said(key: str) -> str:
+    """A module's name as the settings of a LoRA speak of it: without the part's name and PEFT's prefix."""
+    module = (keys.lora_key(key) or ("",))[0].removeprefix("base_model.model.")
+    return module.removeprefix("transformer.").removeprefix("diffusion_model.")
+
+
+def _difference(files: TensorFiles, delta: Delta, scale: float) -> Any:
     """The change of one parameter in fp32, for a weight of 1."""
     for whole in ("diff", "diff_b"):
         if whole in delta:
             return files.tensor(delta[whole]).float()
     down, up = files.tensor(delta["down"]).float().flatten(1), files.tensor(delta["up"]).float().flatten(1)
-    rank = down.shape[0]
-    if "alpha" in delta:
-        return up @ down * (float(files.tensor(delta["alpha"]).reshape(-1)[0]) / rank)
-    return up @ down * (scale if scale is not None else 1.0)
-
-
-def _metadata_scale(path: Path) -> float | None:
-    """alpha / rank as diffusers writes it into a file's header; None when it does not say."""
-    try:
-        said = json.loads(read_metadata(path).get("lora_adapter_metadata", "{}"))
-        alpha = next(value for key, value in said.items() if key.split(".")[-1] == "lora_alpha")
-        rank = next(value for key, value in said.items() if key.split(".")[-1] == "r")
-        return float(alpha) / float(rank)
-    except (ValueError, TypeError, AttributeError, StopIteration, ZeroDivisionError):
-        return None
+    return up @ down * scale

@@ -6,50 +6,22 @@ A raw checkpoint holds the trained parameters only. A local one may bring its ba
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kiwi_cli.base.identity import sampled, sampled_file
 from kiwi_cli.errors import CheckpointError
-from kiwi_cli.variants import QWEN_REPO, WAN_REPO, Variant
-from kiwi_cli.weights.layout import PICKLES, QWEN_BASE, WAN_BASE, WAN_BASE_WITHOUT_TRANSFORMER, choose_raw
+from kiwi_cli.weights.cache import in_home
+from kiwi_cli.weights.catalog import QWEN_REPO, WAN_REPO, Variant
+from kiwi_cli.weights.layout import QWEN_BASE, WAN_BASE, WAN_BASE_WITHOUT_TRANSFORMER
+from kiwi_cli.weights.raw_files import HUB_DTYPE, base_models, find_raw
 
 if TYPE_CHECKING:
-    from kiwi_cli.weights.fetch import Access, Plan
-
-HUB_DTYPE = "bfloat16"
-"""What raw checkpoints from the Hub are converted to: the precision of the released ones."""
-
-
-def is_raw_folder(folder: Path) -> bool:
-    """Whether a folder holds weights of its own at the top, or in `raw/`, and no released checkpoint."""
-    endings = (".safetensors", *PICKLES)
-    return any(p.suffix in endings for place in (folder, folder / "raw") if place.is_dir() for p in place.iterdir())
-
-
-def find_raw(path: Path) -> Path:
-    """The checkpoint file of a folder (its own, or that in `raw/`), or the file itself.
-
-    Raises:
-        CheckpointError: several, none, or only pickles.
-    """
-    if path.is_file():
-        return path
-    names = [entry.name for entry in path.iterdir() if entry.is_file()]
-    if not any(name.endswith((".safetensors", *PICKLES)) for name in names):
-        path = path / "raw"
-        names = [entry.name for entry in path.iterdir() if entry.is_file()]
-    return path / choose_raw(names, str(path))
-
-
-def base_models(file: Path) -> tuple[str, str]:
-    """Where a local raw checkpoint's Qwen and Wan are: beside it, named by the environment, or on the Hub."""
-    for place in (file.parent, file.parent.parent):
-        qwen, wan = place / "base" / "qwen", place / "base" / "wan"
-        if qwen.is_dir() and wan.is_dir():
-            return str(qwen), str(wan)
-    return os.environ.get("KIWI_QWEN", QWEN_REPO), os.environ.get("KIWI_WAN", WAN_REPO)
+    from kiwi_cli.weights.fetch import Access, FetchPlan
 
 
 def convert_to(
@@ -72,8 +44,8 @@ def convert_to(
         CheckpointError: as `convert.plan_raw`, `assemble.write` and `hub.ensure_base`.
     """
     from kiwi_cli.weights import assemble, convert
+    from kiwi_cli.weights.bases import ensure_base
     from kiwi_cli.weights.files import read_json
-    from kiwi_cli.weights.hub import ensure_base
 
     raw = convert.read_raw(file)
     default_qwen, default_wan = base_models(file)
@@ -83,20 +55,30 @@ def convert_to(
     if not raw.whole_transformer(read_json(wan_folder / "transformer/config.json")):
         wan_folder = ensure_base(wan or default_wan, WAN_BASE, access)
     result = convert.plan_raw(raw, qwen_folder, wan_folder, dtype, references_first)
-    assemble.write(result, out, max_shard_bytes or assemble.MAX_SHARD_BYTES, access.console)
+    assemble.write(result, out, max_shard_bytes or assemble.MAX_SHARD_BYTES, access.events)
     return result.notes
 
 
 def ensure_local(path: Path, access: Access) -> Path:
     """The converted form of a raw checkpoint on this machine, in the precision it is stored in; converted once."""
     file = find_raw(path).absolute()
-    out = local_cache() / _identity(file)
+    stem, state = _identity(file)
+    out = local_cache() / f"{stem}-{state}"
     if not out.is_dir():
         _convert_once(file, out, access, dtype="auto", references_first=False)
+        _remove_older(out, stem, access)
     return out
 
 
-def ensure_repo(chosen: Plan, variant: Variant | None, access: Access) -> Path:
+def _remove_older(out: Path, stem: str, access: Access) -> None:
+    """What was converted from an earlier state of the same file is of no use: it would only fill the disk."""
+    for other in out.parent.glob(f"{glob.escape(stem)}-*"):
+        if other != out and other.is_dir() and len(other.name) == len(out.name):
+            shutil.rmtree(other, ignore_errors=True)
+            access.events.note(f"removed '{other}', converted from an earlier version of the same file")
+
+
+def ensure_repo(chosen: FetchPlan, variant: Variant | None, access: Access) -> Path:
     """The converted form of a raw checkpoint on the Hub: fetched and converted, once, in bfloat16.
 
     Raises:
@@ -111,7 +93,7 @@ def ensure_repo(chosen: Plan, variant: Variant | None, access: Access) -> Path:
     return ensure_snapshot(fetch(chosen, access) / chosen.files[0].path, chosen, variant, access)
 
 
-def plan_bases(access: Access) -> list[Plan]:
+def plan_bases(access: Access) -> list[FetchPlan]:
     """What fetching the base models of a raw checkpoint from the Hub means; folders need no fetching."""
     from kiwi_cli.weights.fetch import plan
 
@@ -124,7 +106,7 @@ def plan_bases(access: Access) -> list[Plan]:
     ]
 
 
-def ensure_snapshot(file: Path, chosen: Plan, variant: Variant | None, access: Access) -> Path:
+def ensure_snapshot(file: Path, chosen: FetchPlan, variant: Variant | None, access: Access) -> Path:
     """The same once the raw file is here."""
     out = chosen.cached.converted(chosen.commit, HUB_DTYPE)
     if not out.is_dir():
@@ -134,9 +116,7 @@ def ensure_snapshot(file: Path, chosen: Plan, variant: Variant | None, access: A
 
 
 def _convert_once(file: Path, out: Path, access: Access, *, dtype: str, references_first: bool) -> None:
-    console = access.console
-    if console is not None:
-        console.note(f"converting '{file.name}', once; the result stays in '{out}'")
+    access.events.note(f"converting '{file.name}', once; the result stays in '{out}'")
     try:
         notes = convert_to(file, out, access, dtype=dtype, references_first=references_first)
     except CheckpointError:
@@ -144,28 +124,26 @@ def _convert_once(file: Path, out: Path, access: Access, *, dtype: str, referenc
             return
         raise
     for note in notes:
-        if console is not None:
-            console.warn(note)
+        access.events.warn(note)
 
 
 def local_cache() -> Path:
     """Where converted local checkpoints are kept: HF_HOME/kiwi/converted."""
     from huggingface_hub import constants
 
-    return Path(constants.HF_HOME) / "kiwi" / "converted"
+    return in_home(constants.HF_HOME) / "kiwi" / "converted"
 
 
-def _identity(file: Path) -> str:
-    """A name that changes when the file or its base models do."""
-    digest = hashlib.sha256()
-    for place in (file, *(Path(base) for base in base_models(file))):
-        digest.update(str(place).encode())
-        files = sorted(place.rglob("*")) if place.is_dir() else [place]
-        for path in files:
-            if path.is_file():
-                status = path.stat()
-                digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
-    return f"{file.stem}-{digest.hexdigest()[:16]}"
+def _identity(file: Path) -> tuple[str, str]:
+    """A name that stands for the file's place, and one that changes when its contents or its base models' do.
+
+    By samples of the contents, not by dates: a file that was touched is the same.
+    """
+    state = hashlib.sha256(sampled_file(file).encode())
+    for base in base_models(file):
+        state.update(f"{base}\0{sampled(Path(base)) if Path(base).is_dir() else ''}\0".encode())
+    place = hashlib.sha256(os.fsencode(file)).hexdigest()[:8]
+    return f"{file.stem[:40]}-{place}", state.hexdigest()[:16]
 
 
 def fetch_source(name: str, access: Access) -> tuple[Path, bool]:
@@ -179,7 +157,7 @@ def fetch_source(name: str, access: Access) -> tuple[Path, bool]:
     """
     from kiwi_cli.weights import embedded
     from kiwi_cli.weights.fetch import fetch, plan
-    from kiwi_cli.weights.hub import resolve
+    from kiwi_cli.weights.names import resolve
 
     if own := embedded.named(name):
         return embedded.ensure(own), False

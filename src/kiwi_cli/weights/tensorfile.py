@@ -29,6 +29,9 @@ WEIGHT_TYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 ITEM_BYTES = dict(zip(WEIGHT_TYPES, (8, 4, 2, 2, 1, 1), strict=True)) | {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
 """Bytes of a value. Integers occur beside weights: some trainers store a LoRA's alpha so."""
 
+LFS_POINTER = b"version https://git-lfs"
+"""How the few lines begin that stand in a repository for a file that is kept elsewhere."""
+
 FETCH_HINT = "fetch the file again; `kiwi download MODEL --verify --repair` does it for a model from the Hub"
 
 
@@ -65,6 +68,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             prefix = file.read(8)
             if len(prefix) < 8:
                 raise _damaged(path, "it is shorter than any header")
+            if prefix == LFS_POINTER[:8]:
+                raise lfs_pointer(path)
             (length,) = struct.unpack("<Q", prefix)
             if length > MAX_HEADER_BYTES or length > size - 8:
                 raise _damaged(path, f"its header claims {length} bytes")
@@ -108,6 +113,14 @@ def _parse_entry(path: Path, key: str, entry: Any, data: int) -> TensorInfo:
     if not whole or stop - start != math.prod(shape) * ITEM_BYTES[dtype]:
         raise _damaged(path, f"the size of '{key}' does not match its shape")
     return TensorInfo(dtype, shape, data + start, data + stop)
+
+
+def lfs_pointer(path: Path) -> CheckpointError:
+    """The error for a file that is only a Git LFS pointer."""
+    return CheckpointError(
+        f"'{path}' is a Git LFS pointer, a few lines that stand for the file itself",
+        "run `git lfs pull` in its folder, or fetch the model with `kiwi download`",
+    )
 
 
 def _damaged(path: Path, reason: str) -> CheckpointError:

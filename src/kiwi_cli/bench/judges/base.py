@@ -9,6 +9,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from kiwi_cli.base.identity import hash_file
+
 RETRY_STATUS = (408, 425, 429)
 """Besides all of 5xx."""
 
@@ -79,16 +81,7 @@ def hash_media(path: Path) -> str:
 
 @lru_cache(maxsize=4096)
 def _hash_media(path: Path, size: int, changed: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _old_digest(file)
-
-
-def _old_digest(file: Any) -> str:
-    """Python 3.10 has no `file_digest`."""
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+    return hash_file(path)
 
 
 @dataclass(frozen=True)
@@ -139,6 +132,20 @@ class Judge(Protocol):
 
     def discard(self, name: str) -> bool:
         """Delete an upload that an earlier process left behind."""
+
+
+def tokens(value: Any) -> int | None:
+    """A service's count of tokens; None for anything that is no count."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def written(value: Any) -> str:
+    """The text of an answer: a string, or parts of one; '' for anything else, which then cannot be read as scores."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (list, tuple)):
+        return "".join(written(part.get("text") if isinstance(part, dict) else part) for part in value)
+    return ""
 
 
 def retry_after(headers: Any) -> float | None:

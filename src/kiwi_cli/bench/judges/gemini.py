@@ -6,7 +6,7 @@ import os
 import time
 from typing import Any
 
-from kiwi_cli.bench.judges.base import RETRY_STATUS, Answer, Passing, Rejected, Request, mime_of, retry_after
+from kiwi_cli.bench.judges.base import RETRY_STATUS, Answer, Passing, Rejected, Request, mime_of, retry_after, tokens
 from kiwi_cli.errors import KiwiError, UsageError
 
 KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
@@ -36,7 +36,7 @@ class GeminiJudge:
         key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
         if key is None:
             raise UsageError("no API key for Gemini", f"set {KEYS[0]} in the environment")
-        self.model = model
+        self.model, self._url = model, url
         # The service samples one frame a second by itself; nothing is set, as in the published runs.
         self.settings: dict[str, Any] = {"media": "file"}
         # Each request is made once: retrying is the caller's, who keeps count of what is paid.
@@ -100,7 +100,7 @@ class GeminiJudge:
         return Answer(
             text,
             response.model_version or "",
-            usage.prompt_token_count if usage is not None else None,
+            tokens(usage.prompt_token_count) if usage is not None else None,
             output,
             str(getattr(finish, "value", finish) or ""),
         )
@@ -137,6 +137,13 @@ class GeminiJudge:
         if code in (401, 403) or (code == 400 and "API key" in words):
             return KiwiError(
                 f"Gemini refuses the key: {code} {words}", f"check {KEYS[0]}; it may lack access to the model"
+            )
+        if code == 404 and self._url is not None and "model" not in words.lower():
+            return KiwiError(f"nothing answers like Gemini at '{self._url}' (404): {words}", "check --judge-url")
+        if code == 429 and "PerDay" in str(getattr(error, "details", "")):
+            return KiwiError(
+                f"Gemini's quota of the day is used up: {words}",
+                "go on tomorrow, or with another key; answers are kept",
             )
         if code == 404:
             return KiwiError(

@@ -34,7 +34,7 @@ class LocalJudge:
     def __init__(self, model: str, device: str = "auto", dtype: str = "auto") -> None:
         from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImageProcessorPil
 
-        from kiwi_cli.devices import choose_device, choose_dtype
+        from kiwi_cli.engine.devices import choose_device, choose_dtype
 
         self.model = model
         self.settings: dict[str, Any] = {

@@ -6,9 +6,22 @@ import base64
 import os
 from typing import Any, Literal
 
-from kiwi_cli.bench.judges.base import RETRY_STATUS, Answer, Passing, Rejected, Request, mime_of, retry_after
+from kiwi_cli.bench.judges.base import (
+    RETRY_STATUS,
+    Answer,
+    Passing,
+    Rejected,
+    Request,
+    mime_of,
+    retry_after,
+    tokens,
+    written,
+)
 from kiwi_cli.bench.media import PICTURES, clip_frames, jpeg, sampled_count
 from kiwi_cli.errors import KiwiError, MediaError, UsageError
+
+NO_CREDIT = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "insufficient_balance"}
+"""What services call it when the account is empty, under a status that else means 'too many requests'."""
 
 KEYS = ("KIWI_JUDGE_KEY", "OPENAI_API_KEY")
 
@@ -99,21 +112,30 @@ class OpenAIJudge:
         choices = getattr(reply, "choices", None)
         if not choices:
             raise Passing("an answer without choices", sent=True)
+        # The client checks nothing of what a server sends, and this is paid for: whatever is missing is left empty.
         usage = getattr(reply, "usage", None)
         return Answer(
-            choices[0].message.content or "",
-            reply.model or "",
-            usage.prompt_tokens if usage else None,
-            usage.completion_tokens if usage else None,
-            choices[0].finish_reason or "",
+            written(getattr(getattr(choices[0], "message", None), "content", None)),
+            written(getattr(reply, "model", None)),
+            tokens(getattr(usage, "prompt_tokens", None)),
+            tokens(getattr(usage, "completion_tokens", None)),
+            written(getattr(choices[0], "finish_reason", None)),
         )
 
     def _explain(self, error: Any) -> Exception:
         code, words = error.status_code, str(error.message)[:300]
+        kinds = {str(getattr(error, name, None) or "") for name in ("code", "type")}
+        if code == 402 or kinds & NO_CREDIT:
+            return KiwiError(f"the judge's account has no credit left: {words}", "top it up; what was answered is kept")
         if code in (401, 403):
             return KiwiError(f"the judge refuses the key: {words}", f"check {KEYS[0]}")
-        if code == 404:
+        if code == 404 and ("model_not_found" in kinds or "model" in words.lower()):
             return KiwiError(f"the judge has no model '{self.model}': {words}", "choose one with --judge-model")
+        if code == 404:
+            return KiwiError(
+                f"nothing answers at '{self._client.base_url}chat/completions' (404): {words}",
+                "check --judge-url: most servers' ends in /v1",
+            )
         if code in RETRY_STATUS or code >= 500:
             return Passing(f"status {code}: {words}", retry_after(error.response.headers))
         return Rejected(f"status {code}: {words}")

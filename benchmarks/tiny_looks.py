@@ -1,0 +1,187 @@
+"""How well a small model makes looks: the table of docs/tiny.md, and a contact sheet.
+
+    python benchmarks/tiny_looks.py MODEL --out results/looks --count 24
+    python benchmarks/tiny_looks.py MODEL --out results/looks --count 24 --clips bunny.mp4 street.mp4
+
+Held-out scenes, drawn and nearer to filmed ones, and crops of the clips that are given, 5 frames each, get every look
+in seen and held-out wordings, and in three strengths in seen ones (kiwi_cli/bench/tiny/looks.py says what is right).
+In the folder: `looks.jsonl` (every edit's figures), `table.md`, `passing.json`, and `sheet-*.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from kiwi_cli.bench.tiny import looks, sheets
+from kiwi_cli.bench.tiny.quality import FIRST_SEED
+from kiwi_cli.synth.natural import natural_scene
+from kiwi_cli.synth.scenes import Scene, make_scene, scene_of
+from kiwi_cli.synth.wordings import SPLITS
+from kiwi_cli.weights.hub import locate
+
+FRAMES = 5
+STRENGTHS = ("slight", "strong")
+SHEET_SCENES = 6
+Work = tuple[str, int]  # footage and number
+
+_editor: Any = None  # of a worker process
+_run: dict[str, Any] = {}
+
+
+def start_worker(run: dict[str, Any]) -> None:
+    """Load the model, once for each process."""
+    global _editor
+    import torch
+
+    from kiwi_cli.bench.tiny.edits import BatchEditor
+    from kiwi_cli.engine.pipeline import KiwiPipeline
+
+    torch.set_num_threads(1)
+    _run.update(run)
+    _editor = BatchEditor(KiwiPipeline.from_pretrained(run["folder"], device="cpu", dtype="float32"), run["steps"])
+
+
+def crops(path: str, width: int, height: int, count: int) -> list[np.ndarray]:
+    """Parts of a clip at several moments and places, (FRAMES, H, W, 3) uint8 each, scaled to the size."""
+    import av
+
+    with av.open(path) as container:
+        frames = [frame.to_image() for frame in container.decode(video=0)]
+    rng = np.random.default_rng(len(frames))
+    found = []
+    for number in range(count):
+        first = round((len(frames) - FRAMES) * number / max(1, count - 1))
+        wide, high = frames[0].size
+        side = min(wide / width, high / height) * rng.uniform(0.6, 1.0)
+        left, top = rng.uniform(0, wide - side * width), rng.uniform(0, high - side * height)
+        box = (left, top, left + side * width, top + side * height)
+        cut = [frame.resize((width, height), Image.Resampling.BICUBIC, box) for frame in frames[first : first + FRAMES]]
+        found.append(np.stack([np.asarray(frame) for frame in cut]))
+    return found
+
+
+def scene(work: Work) -> Scene:
+    footage, number = work
+    if footage == "filmed":
+        with np.load(_run["filmed"]) as clips:
+            return scene_of(clips["clips"][number].astype(np.float32) / 255.0, "filmed", True)
+    made = make_scene if footage == "drawn" else natural_scene
+    return made(FIRST_SEED + number, *_run["size"], FRAMES, held_out=True)
+
+
+def edit_scene(work: Work) -> list[dict[str, Any]]:
+    """All looks of one scene; the figures of each. Last frames for the sheet are written on the way."""
+    from kiwi_cli.bench.tiny.edits import Task
+
+    source, (footage, number) = scene(work), work
+    found = looks.truths(source)
+    rng = np.random.default_rng([number, len(footage)])
+    wanted: list[tuple[looks.Ask, str, str]] = [(ask, split, "plain") for ask in looks.ASKS for split in SPLITS]
+    ordered = [ask for ask in looks.ASKS if ask.name not in looks.UNORDERED and not ask.slots]
+    wanted += [(ask, "seen", strength) for ask in ordered for strength in STRENGTHS]
+    prompts = [ask.prompt(split, strength, rng) for ask, split, strength in wanted]  # type: ignore[arg-type]
+    results = _editor([source.source], [Task(0, prompt, None, number) for prompt in prompts])
+    ceilings = dict(zip(found, _editor.reconstruct(list(found.values())), strict=True))
+    amounts = {
+        (ask.name, strength): looks.amount_of(ask, source, result)
+        for (ask, split, strength), result in zip(wanted, results, strict=True)
+        if split == "seen"
+    }
+    records = []
+    for (ask, split, strength), prompt, result in zip(wanted, prompts, results, strict=True):
+        if strength != "plain":
+            continue
+        figures = looks.measure(ask, found, result, ceilings[ask.name])
+        if split == "seen" and (ask.name, "strong") in amounts:
+            slight, plain, strong = (amounts[ask.name, name] for name in ("slight", "plain", "strong"))
+            figures["ordered"] = [slight < plain, plain < strong, slight < strong]
+        records.append(
+            {"ask": ask.name, "footage": footage, "scene": number, "split": split, "prompt": prompt, **figures}
+        )
+        if split == "held-out" and number < SHEET_SCENES:
+            Image.fromarray(result[-1]).save(frame_path(footage, number, ask.name))
+    return records
+
+
+def frame_path(footage: str, number: int, name: str) -> Path:
+    return Path(_run["out"]) / "frames" / f"{footage}-{number}-{name.replace(' ', '-')}.png"
+
+
+def draw_sheets(todo: list[Work], records: list[dict[str, Any]]) -> Iterator[Path]:
+    """For each sort of clips, some scenes with every look: source, result, truth."""
+    prompts = {(r["footage"], r["scene"], r["ask"]): r["prompt"] for r in records if r["split"] == "held-out"}
+    for footage in dict.fromkeys(footage for footage, _ in todo):
+        shown = [work for work in todo if work[0] == footage and work[1] < SHEET_SCENES]
+        content: dict[str, list[sheets.Column]] = {}
+        for work in shown:
+            source = scene(work)
+            found = looks.truths(source)
+            for ask in looks.ASKS:
+                pictures = {
+                    "source": source.source[-1],
+                    "result": np.asarray(Image.open(frame_path(footage, work[1], ask.name))),
+                    "truth": found[ask.name][-1],
+                }
+                column = sheets.Column(prompts[footage, work[1], ask.name], pictures)
+                content.setdefault(ask.name, []).append(column)
+        path = Path(_run["out"]) / f"sheet-{footage}"
+        yield sheets.save(sheets.sheet(content, f"{footage} clips, held-out wordings, last frame"), path)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a checkpoint's folder, or a model's name")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=100, help="drawn scenes, and as many natural ones")
+    parser.add_argument("--clips", nargs="*", default=[], help="filmed or rendered clips")
+    parser.add_argument("--crops", type=int, default=20, help="of each clip")
+    parser.add_argument("--size", default="64x64")
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    args = parser.parse_args()
+    args.size = tuple(int(side) for side in args.size.split("x"))
+    return args
+
+
+def main() -> None:
+    args = arguments()
+    (args.out / "frames").mkdir(parents=True, exist_ok=True)
+    filmed = [clip for path in args.clips for clip in crops(path, *args.size, args.crops)]
+    np.savez(args.out / "filmed.npz", clips=np.stack(filmed) if filmed else np.empty(0))
+    run = {"folder": str(locate(args.model)), "out": str(args.out), "size": args.size, "steps": args.steps}
+    run["filmed"] = str(args.out / "filmed.npz")
+    _run.update(run)
+    todo: list[Work] = [(footage, number) for footage in ("drawn", "natural") for number in range(args.count)]
+    todo += [("filmed", number) for number in range(len(filmed))]
+    os.environ["OMP_NUM_THREADS"] = "1"  # before the workers load their libraries
+    records: list[dict[str, Any]] = []
+    began = time.perf_counter()
+    path = args.out / "looks.jsonl"
+    with get_context("spawn").Pool(args.processes, start_worker, (run,)) as pool, path.open("w") as file:
+        for number, made in enumerate(pool.imap_unordered(edit_scene, todo), 1):
+            records += made
+            file.writelines(json.dumps(record) + "\n" for record in made)
+            print(f"{number} of {len(todo)}, {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    rows = looks.summarise(records)
+    found = looks.passing(rows)
+    table = looks.markdown(rows) + f"\n{len(found)} kinds pass: {', '.join(found) or 'none'}.\n"
+    (args.out / "table.md").write_text(table, encoding="utf-8")
+    (args.out / "passing.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(table)
+    for sheet in draw_sheets(todo, records):
+        print(sheet, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Whether an instruction is one that a small model was trained to understand, and the nearest that are.
+
+By words: those that every instruction has ("please make the whole clip ...") say nothing; of the others, nearly all
+must be words that the model knows from one kind of edit.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+Sentences = Mapping[str, Sequence[str]]
+"""Kind of edit -> instructions that a model was trained with; '{slots}' stand for any words."""
+
+KNOWN = 0.8  # of the telling words: below it, something else is asked for too
+SHOWN = 0.5  # where a picture shows what is meant, and words may name what is on it
+MOST = 3  # instructions that are named
+
+_FILLERS = (
+    "a all an and are as at be by can change clip convert could do edit everything film footage for frame "
+    "frames from get give go has have i image in into is it its kindly like look looking looks made make "
+    "me my of on one photo picture please render scene shot show so some something that the this to "
+    "slightly little bit somewhat subtly much lot far very strongly extremely really just only both but also can "
+    "transform turn turned version video want we whole will with would you your"
+)
+FILLERS = frozenset(_FILLERS.split())
+SPELLINGS = (("grey", "gray"), ("colour", "color"), ("greyscale", "grayscale"), ("ise", "ize"))
+
+
+@dataclass(frozen=True)
+class Match:
+    """What was found for an instruction.
+
+    Attributes:
+        understood: whether it is of one of the kinds.
+        instruction: as it was given. texts: of each of the kinds, what it was compared with.
+    """
+
+    understood: bool
+    instruction: str
+    texts: tuple[tuple[str, ...], ...]
+
+    @cached_property
+    def nearest(self) -> tuple[str, ...]:
+        """The most similar instructions that are understood: at most three, each of another kind, the nearest first."""
+        meant = telling(re.sub(r"\bb\s*(&|and|/)\s*w\b", "black white", self.instruction.lower()))  # in no sentence
+        found = [_nearest(self.instruction, meant, texts) for texts in self.texts]
+        found.sort(key=lambda one: one[0], reverse=True)
+        return tuple(dict.fromkeys(text for _, text in found if text))[:MOST]
+
+
+def match(instruction: str, sentences: Sentences, kinds: Iterable[str], known: float = KNOWN) -> Match:
+    """How an instruction fits the kinds of edit that a model is good for.
+
+    Args:
+        sentences: of every kind that it was trained with, other kinds among them.
+        kinds: those it is good for.
+        known: share of the telling words that one kind must know.
+    """
+    said = telling(instruction)
+    cover = {kind: _cover(said, texts) for kind, texts in sentences.items()}
+    good = [kind for kind in kinds if kind in sentences]
+    best = max((cover[kind] for kind in good), default=0.0)
+    others = max((value for kind, value in cover.items() if kind not in good), default=0.0)
+    texts = tuple(tuple(text for text in sentences[kind] if "{" not in text) for kind in good)
+    return Match(best >= known and best >= others, instruction, texts)
+
+
+@cache
+def telling(text: str) -> frozenset[str]:
+    """The words of an instruction that say which one it is, in one spelling."""
+    found = set()
+    for word in re.findall(r"[a-z]+", text.lower()):
+        for british, american in SPELLINGS:
+            word = word.replace(british, american)
+        if word not in FILLERS:
+            found.add(word)
+    return frozenset(found)
+
+
+def _cover(said: frozenset[str], texts: Sequence[str]) -> float:
+    """The share of telling words that a kind knows. One with slots must have a sentence of that form."""
+    if not said:
+        return 0.0
+    if any("{" in text for text in texts):
+        fixed = [telling(re.sub(r"\{\w+\}", "", text)) for text in texts]
+        return max((1.0 for words in fixed if words and words <= said), default=0.0)
+    known = frozenset().union(*(telling(text) for text in texts)) if texts else frozenset()
+    return len(said & known) / len(said)
+
+
+def _nearest(instruction: str, said: frozenset[str], texts: Sequence[str]) -> tuple[tuple[float, float, int], str]:
+    """How like the most similar text is, and which it is: by telling words, then by letters, then the shortest."""
+    if not texts:
+        return (0.0, 0.0, 0), ""
+    words = {text: telling(text) for text in texts}
+    shared = {text: len(said & words[text]) / max(len(said | words[text]), 1) for text in texts}
+    most = max(shared.values())
+
+    def likeness(text: str) -> tuple[float, float, int]:
+        return shared[text], difflib.SequenceMatcher(None, instruction.lower(), text).ratio(), -len(text)
+
+    best = max((text for text in texts if shared[text] == most), key=likeness)
+    return likeness(best), best

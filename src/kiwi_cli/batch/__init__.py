@@ -1,0 +1,1 @@
+"""Many edits: what is done and what is not, over the GPUs of one machine."""

@@ -1,0 +1,1 @@
+"""Scores that need no judge: of pixels, and of models that look at pictures."""

@@ -1,0 +1,1 @@
+"""What a run came to: averages, tables, pages and plots."""

@@ -1,0 +1,1 @@
+"""How well windows meet: figures, drawn clips, a plot."""

@@ -1,0 +1,1 @@
+"""How fast an edit is, where its time and memory go, and what the library takes for the same."""

@@ -1,0 +1,1 @@
+"""The benchmarks' items and where they come from."""

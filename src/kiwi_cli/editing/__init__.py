@@ -1,0 +1,1 @@
+"""One edit, from the request to the file: planned, carried out, recorded."""

@@ -1,0 +1,122 @@
+"""What of a request can be refused by its words alone: names, text and tools, before a file is opened."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kiwi_cli.base.choices import check_device_name, check_dtype_name
+from kiwi_cli.base.understood import KNOWN, SHOWN, match
+from kiwi_cli.errors import DeviceError, UsageError
+
+if TYPE_CHECKING:
+    from kiwi_cli.editing.plan import EditPlan
+    from kiwi_cli.editing.request import EditRequest
+
+CPU_COMPILERS = ("g++", "clang++", "c++", "icpx", "cl")
+GPU_COMPILERS = ("gcc", "clang", "cc", "cl")
+
+
+def check_words(request: EditRequest) -> None:
+    """Refuse devices, precisions, text and tools that there are not.
+
+    Raises:
+        UsageError: an unknown device or precision, an address, text or a name that is not UTF-8.
+        DeviceError: no compiler for `--compile`.
+    """
+    check_addresses(request)
+    check_instruction(request)
+    check_device_name(request.choice.device)
+    check_dtype_name(request.choice.dtype)
+    check_text(request.instruction, "the instruction")
+    for path in (request.input, request.output, *request.references, request.mask):
+        if path is not None:
+            check_text(str(path), "a file's name")
+    if request.choice.compile:
+        check_compiler(request.choice.device)
+
+
+def check_understood(plan: EditPlan) -> list[str]:
+    """What a person must know before an edit is begun that was asked for with `--force`: what will be made is another.
+
+    Raises:
+        UsageError: the instruction is none of those that the model was trained for.
+    """
+    settings = plan.settings
+    if not settings.understands or not settings.offers:
+        return []
+    shown = bool(plan.request.references)
+    kinds = [kind for kind in settings.offers if kind.startswith("reference-") == shown] or settings.offers
+    found = match(plan.request.instruction, settings.understands, kinds, SHOWN if shown else KNOWN)
+    if found.understood:
+        return []
+    name = plan.request.choice.name
+    unknown = f"'{name}' does not know '{plan.request.instruction}'"
+    if plan.request.force:
+        return [f"{unknown} and will make some other edit; it was trained for {', '.join(settings.offers)}"]
+    nearest = " or ".join(f'"{text}"' for text in found.nearest)
+    raise UsageError(
+        f"{unknown}; it was trained for no more than {', '.join(settings.offers)}",
+        f"say {nearest}; `kiwi prompts --model {name}` lists more, and --force edits all the same",
+    )
+
+
+def check_addresses(request: EditRequest) -> None:
+    """Refuse addresses of the web where files are read and written, as they were typed.
+
+    Raises:
+        UsageError: one of them.
+    """
+    for path in (request.input, request.output, *request.references, request.mask):
+        # A path has one slash where an address has two.
+        found = re.match(r"(https?|s3|gs|ftp|rtsp|file|data):/{1,3}", str(path), re.IGNORECASE) if path else None
+        if found is not None:
+            address = f"{found[1]}://{str(path)[found.end() :]}"
+            raise UsageError(f"not a file, but an address: '{address}'", "download it first, and pass the file's path")
+
+
+def check_instruction(request: EditRequest) -> None:
+    """Refuse a file's name where the instruction belongs.
+
+    Raises:
+        UsageError: with how several inputs are edited.
+    """
+    with contextlib.suppress(OSError, ValueError):  # too long for a name
+        if Path(request.instruction).is_file():
+            raise UsageError(
+                f"not an instruction, but a file: '{request.instruction}'",
+                'say in words what to change: kiwi edit clip.mp4 "make it snowy"',
+            )
+
+
+def check_text(text: str, what: str) -> None:
+    """Refuse text with bytes that are no letters: neither a model's tokenizer nor a file's metadata take it.
+
+    Raises:
+        UsageError: with the bytes as escapes.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        rename = "" if what == "the instruction" else ", or rename the file"
+        raise UsageError(f"{what} is not UTF-8: '{shown}'", f"type it in a UTF-8 terminal{rename}") from None
+
+
+def check_compiler(device: str) -> None:
+    """That what `--compile` compiles with is here: by its name, as torch and Triton look for it.
+
+    Raises:
+        DeviceError: it is not.
+    """
+    gpu = device.startswith("cuda") or (device == "auto" and Path("/dev/nvidia0").exists())
+    variable, names, what = ("CC", GPU_COMPILERS, "C") if gpu else ("CXX", CPU_COMPILERS, "C++")
+    if not os.environ.get(variable) and not any(shutil.which(name) for name in names):
+        raise DeviceError(
+            f"--compile needs a {what} compiler, and none of {', '.join(names)} is here",
+            "install g++ (on Debian: apt install g++), or leave --compile out",
+        )

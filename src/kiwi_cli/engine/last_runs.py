@@ -1,0 +1,85 @@
+"""What this machine's own last edits took: a small file, so that the next dry run can say how long one takes here.
+
+One entry for each device, model and way of working, and shape: the last edit of its kind. No torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+
+from kiwi_cli.base.whole import write_text
+
+MOST = 200
+"""Entries that are kept, the latest."""
+
+
+@dataclass(frozen=True)
+class LastRun:
+    """An edit that was made here.
+
+    Attributes:
+        device: as the driver names it. model: its name or folder. mode: how it works: precision, kept weights, memory
+            and the like, in one line. shape: size, frames and references, in one line.
+        tflop: counted, of the whole edit. load, work: seconds to load the model, and from then to the written file.
+        day: when, as 2026-11-26.
+    """
+
+    device: str
+    model: str
+    mode: str
+    shape: str
+    tflop: float
+    load: float
+    work: float
+    day: str = ""
+
+    @property
+    def kind(self) -> tuple[str, str, str, str]:
+        return self.device, self.model, self.mode, self.shape
+
+
+def state_file() -> Path:
+    """Where the entries are: 'kiwi/last-runs.json' of the person's state folder (`XDG_STATE_HOME`)."""
+    home = os.environ.get("XDG_STATE_HOME")
+    return (Path(home) if home else Path.home() / ".local" / "state") / "kiwi" / "last-runs.json"
+
+
+def read() -> list[LastRun]:
+    """The entries, latest last; none where there is no file, or one that cannot be understood."""
+    try:
+        return [LastRun(**entry) for entry in json.loads(state_file().read_text(encoding="utf-8"))]
+    except (OSError, RuntimeError, ValueError, TypeError):  # RuntimeError: nobody's home
+        return []
+
+
+def remember(run: LastRun) -> None:
+    """Keep an edit in place of the last one of its kind. Without a word where nothing can be written."""
+    run = LastRun(**{**asdict(run), "day": date.today().isoformat()})
+    kept = [other for other in read() if other.kind != run.kind][1 - MOST :]
+    try:
+        path = state_file()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps([asdict(entry) for entry in (*kept, run)], indent=1) + "\n")
+    except (OSError, RuntimeError):
+        return
+
+
+def expected(run: LastRun) -> tuple[float, str] | None:
+    """Seconds that an edit will take here, and from what: from the last of its shape, else from the last one that
+    worked in the same way, by the operations. None where there is none.
+
+    Args:
+        run: of which the seconds are not known.
+    """
+    alike = [other for other in read() if other.kind[:3] == run.kind[:3] and other.tflop > 0]
+    same = [other for other in alike if other.shape == run.shape]
+    if not alike:
+        return None
+    last = (same or alike)[-1]
+    seconds = last.load + last.work * run.tflop / last.tflop
+    what = "the last such edit here" if same else f"the last edit here with this model, at {last.shape}"
+    return seconds, f"{what}, {last.day}"

@@ -1,0 +1,343 @@
+"""Processes that draw scenes and their edits, and hand them over as bytes and token ids in shared memory.
+
+No torch here: the processes start in a second and never see a GPU. A chunk is some scenes of one size and length,
+each with edits of some kinds; it lies in a slot of one mapped file until its taker has copied it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import queue
+import shutil
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from kiwi_cli.data.views import SHRINK, shrink_on_white
+from kiwi_cli.errors import KiwiError
+from kiwi_cli.model.vision_sizes import IMAGE_MULTIPLE, PixelBounds, frame_sizes, smart_size
+from kiwi_cli.synth.edits import LOCAL, STYLES, make_edit
+from kiwi_cli.synth.natural import natural_scene
+from kiwi_cli.synth.phrases_looks import LOOK_WORDINGS
+from kiwi_cli.synth.scenes import make_scene
+from kiwi_cli.synth.wordings import EVERY_KIND, wording
+
+TEXT = 30
+"""Tokens of the longest instruction that is kept; a longer wording is drawn again."""
+
+PLAIN = {
+    "black-and-white": 1.4,
+    "sepia": 1.0,
+    "night": 0.7,
+    "snow": 0.7,
+    "negative": 1.0,
+    "pencil": 1.2,
+    "posterise": 1.2,
+    "background": 2.0,
+    "change": 2.0,
+    "remove": 1.5,
+    "add": 2.0,
+}
+"""Kinds without a reference picture, and how often each is drawn."""
+TINT, TWO_LOOKS = 3.0, 3.0
+LOOKS = {**dict.fromkeys(LOOK_WORDINGS, 1.0), "tint": TINT, "two-looks": TWO_LOOKS}
+"""Looks: a tint has eight colours to be learnt, two looks have many pairs."""
+ON_ANYTHING = {**{kind: PLAIN[kind] for kind in STYLES}, **LOOKS}
+"""Kinds of scenes without things."""
+WITH_REFERENCE = {"reference-background": 1.0, "reference-subject": 1.6}
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One sort of chunk.
+
+    Attributes:
+        scenes: of a chunk. edits, references: of each scene, without and with a reference picture.
+        looks: looks are among the edits. natural: scenes nearer to filmed ones, which have styles and looks alone.
+    """
+
+    name: str
+    width: int
+    height: int
+    frames: int
+    scenes: int
+    edits: int = 4
+    references: int = 1
+    looks: bool = False
+    natural: bool = False
+
+    @property
+    def kinds(self) -> Mapping[str, float]:
+        """Kinds without a reference picture, and how often each is drawn."""
+        if self.natural:
+            return ON_ANYTHING
+        return {**PLAIN, **LOOKS} if self.looks else PLAIN
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a process needs of the model.
+
+    Attributes:
+        tokenizer: its `tokenizer.json`. suffix: what a prompt with a reference adds to the instruction.
+        bounds: on what the language model is shown.
+        reduction, frames_per_latent: of the autoencoder.
+    """
+
+    tokenizer: str
+    suffix: str
+    bounds: PixelBounds
+    reduction: int
+    frames_per_latent: int
+
+    def seen_size(self, spec: Spec) -> tuple[int, int]:
+        """(width, height) of a frame as the language model sees it."""
+        return frame_sizes(spec.width, spec.height, self.bounds)[1]
+
+    def picture_size(self, spec: Spec) -> tuple[int, int]:
+        """(width, height) of a reference picture as the language model sees it."""
+        area = self.bounds.max_reference_tokens * IMAGE_MULTIPLE**2
+        return smart_size(spec.width, spec.height, IMAGE_MULTIPLE, self.bounds.min_picture_area, area)
+
+    def arrays(self, spec: Spec) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Name -> (shape, type) of a chunk's arrays. Edits of kinds without a reference come before those with one."""
+        scenes, rows = spec.scenes, spec.edits + spec.references
+        latents = (
+            1 + (spec.frames - 1) // self.frames_per_latent,
+            spec.height // self.reduction,
+            spec.width // self.reduction,
+        )
+        (seen_w, seen_h), (pic_w, pic_h) = self.seen_size(spec), self.picture_size(spec)
+        clip = (spec.frames, spec.height, spec.width, 3)
+        return {
+            "source": ((scenes, *clip), "u1"),
+            "target": ((scenes, rows, *clip), "u1"),
+            "reference": ((scenes, spec.references, 1, spec.height, spec.width, 3), "u1"),
+            "seen": ((scenes, min(spec.frames, self.bounds.max_frames), seen_h, seen_w, 3), "u1"),
+            "picture": ((scenes, spec.references, 1, pic_h, pic_w, 3), "u1"),
+            "coverage": ((scenes, rows, *latents), "f4"),
+            "text": ((scenes, rows, TEXT), "i2"),
+            "length": ((scenes, rows), "i2"),
+            "kind": ((scenes, rows), "i2"),
+        }
+
+    def chunk_bytes(self, spec: Spec) -> int:
+        return sum(_padded(shape, kind) for shape, kind in self.arrays(spec).values())
+
+    def views(self, spec: Spec, memory: np.ndarray) -> dict[str, np.ndarray]:
+        """A chunk's arrays in a slot (bytes,)."""
+        found, start = {}, 0
+        for name, (shape, kind) in self.arrays(spec).items():
+            size = int(np.prod(shape)) * np.dtype(kind).itemsize
+            found[name] = memory[start : start + size].view(kind).reshape(shape)
+            start += _padded(shape, kind)
+        return found
+
+
+def _padded(shape: tuple[int, ...], kind: str) -> int:
+    return -(-int(np.prod(shape)) * np.dtype(kind).itemsize // 64) * 64
+
+
+class Drawer:
+    """Fills chunks: a function of the specification, the seed and the split alone."""
+
+    def __init__(self, tools: Tools) -> None:
+        from tokenizers import Tokenizer
+
+        self.tools = tools
+        self.tokenizer = Tokenizer.from_file(tools.tokenizer)
+
+    def fill(self, spec: Spec, seed: int, held_out: bool, chunk: Mapping[str, np.ndarray]) -> None:
+        """Scenes `seed`, `seed` + 1 and so on. Held-out ones go through all kinds in turn, all with held-out words."""
+        seen, picture = self.tools.seen_size(spec), self.tools.picture_size(spec)
+        for place in range(spec.scenes):
+            made = natural_scene if spec.natural else make_scene
+            scene = made(seed + place, spec.width, spec.height, spec.frames, held_out)
+            rng = np.random.default_rng([seed + place, spec.frames, spec.width, int(held_out)])
+            source = scene.source
+            chunk["source"][place] = source
+            picks = np.arange(len(source))
+            if len(source) > self.tools.bounds.max_frames:
+                picks = np.linspace(0, len(source) - 1, self.tools.bounds.max_frames).round().astype(int)
+            for number, frame in enumerate(source[picks]):
+                chunk["seen"][place, number] = _resized(Image.fromarray(frame), seen)
+            for row, kind in enumerate(_kinds(spec, rng, (seed + place) if held_out else None)):
+                edit = make_edit(scene, kind, rng, held_out)
+                chunk["target"][place, row] = edit.target
+                chunk["kind"][place, row] = EVERY_KIND.index(kind)
+                everywhere = np.ones(edit.mask.shape, bool)
+                chunk["coverage"][place, row] = self.coverage(edit.mask if kind in LOCAL else everywhere)
+                ids = self._text(kind, edit.slots, rng, held_out)
+                chunk["text"][place, row, : len(ids)] = ids
+                chunk["text"][place, row, len(ids) :] = 0
+                chunk["length"][place, row] = len(ids)
+                if edit.reference is not None:
+                    shown, number = Image.fromarray(edit.reference), row - spec.edits
+                    view = shrink_on_white(shown, spec.width, spec.height, float(rng.uniform(*SHRINK)))
+                    chunk["reference"][place, number, 0] = np.asarray(view)
+                    chunk["picture"][place, number, 0] = _resized(shown, picture)
+
+    def coverage(self, mask: np.ndarray) -> np.ndarray:
+        """As `Encoder.coverage` for 4k + 1 frames: (F, H, W) to (T, h, w) fp32."""
+        step, frames = self.tools.reduction, self.tools.frames_per_latent
+        count, height, width = mask.shape
+        cells = mask.reshape(count, height // step, step, width // step, step).mean((2, 4), dtype=np.float32)
+        later = cells[1:].reshape(-1, frames, *cells.shape[1:]).mean(1)
+        return np.concatenate([cells[:1], later])
+
+    def _text(self, kind: str, slots: Mapping[str, str], rng: np.random.Generator, held_out: bool) -> list[int]:
+        suffix = self.tools.suffix if kind in WITH_REFERENCE else ""
+        while True:
+            words = wording(kind, slots, rng, "held-out" if held_out else "seen") + suffix
+            ids = self.tokenizer.encode(words, add_special_tokens=False).ids
+            if len(ids) <= TEXT:
+                return list(ids)
+
+
+def _resized(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
+
+
+def _kinds(spec: Spec, rng: np.random.Generator, turn: int | None) -> list[str]:
+    chosen: list[str] = []
+    for weights, count in ((spec.kinds, spec.edits), (WITH_REFERENCE, spec.references)):
+        names, values = list(weights), np.array(list(weights.values()))
+        if turn is not None:
+            chosen += [names[(turn * count + number) % len(names)] for number in range(count)]
+        else:
+            chosen += [str(name) for name in rng.choice(names, count, replace=False, p=values / values.sum())]
+    return chosen
+
+
+@dataclass
+class Chunk:
+    """A filled slot: its arrays are the taker's until `release`."""
+
+    spec: Spec
+    held_out: bool
+    arrays: dict[str, np.ndarray]
+    release: Callable[[], None]
+
+
+@dataclass
+class Generators:
+    """Processes and their slots. A context manager: the processes end with it.
+
+    Args:
+        tools, specs: what is drawn.
+        workers: processes; 0 draws in this one, when asked.
+        seed: number of the first scene.
+
+    Attributes:
+        mix: name of a specification -> how many of the chunks (`blend` changes it).
+        seed: of the scene that is drawn next.
+    """
+
+    tools: Tools
+    specs: Mapping[str, Spec]
+    workers: int
+    mix: dict[str, float]
+    seed: int = 0
+    _counts: dict[str, int] = field(default_factory=dict)
+    _first: list[tuple[str, int]] = field(default_factory=list)
+
+    def __enter__(self) -> Generators:
+        slots = 2 * self.workers + 2 if self.workers else 1
+        self._size = -(-max(self.tools.chunk_bytes(spec) for spec in self.specs.values()) // mmap.PAGESIZE)
+        self._size *= mmap.PAGESIZE
+        needed = slots * self._size
+        room = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 1.2 * needed
+        handle, self._path = tempfile.mkstemp(prefix="kiwi-chunks-", dir=SHARED_MEMORY if room else None)
+        os.truncate(handle, needed)
+        os.close(handle)
+        self._memory = np.memmap(self._path, np.uint8, "r+", shape=(slots, self._size))
+        self._processes: list[Any] = []
+        self._drawer = None if self.workers else Drawer(self.tools)
+        if self.workers:
+            context = get_context("spawn")
+            self._tasks, self._ready = context.SimpleQueue(), context.Queue()
+            shape = (slots, self._size)
+            for _ in range(self.workers):
+                arguments = (self.tools, dict(self.specs), self._path, shape, self._tasks, self._ready)
+                self._processes.append(context.Process(target=_work, args=arguments, daemon=True))
+                self._processes[-1].start()
+        self._idle = list(range(slots))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.join()
+        del self._memory
+        Path(self._path).unlink()
+
+    def blend(self, mix: Mapping[str, float]) -> None:
+        """Draw in other shares from now on."""
+        self.mix, self._counts = dict(mix), {}
+
+    def first(self, name: str, seed: int) -> None:
+        """Ask for a held-out chunk before anything else."""
+        self._first.append((name, seed))
+
+    def take(self, wait: float = 0.0) -> Chunk | None:
+        """A chunk, if one is ready within `wait` seconds.
+
+        Raises:
+            KiwiError: a process failed.
+        """
+        if self._drawer is not None:
+            name, seed, held_out = self._next()
+            self._drawer.fill(self.specs[name], seed, held_out, self._views(name, 0))
+            return Chunk(self.specs[name], held_out, self._views(name, 0), lambda: None)
+        while self._idle:
+            self._tasks.put((self._idle.pop(), *self._next()))
+        try:
+            slot, name, held_out, failure = self._ready.get(block=wait > 0, timeout=wait or None)
+        except queue.Empty:
+            if any(process.exitcode is not None for process in self._processes):
+                raise KiwiError(
+                    "a process that draws scenes ended", "is there memory for all? use fewer --workers"
+                ) from None
+            return None
+        if failure:
+            raise KiwiError(f"a process that draws scenes failed:\n{failure}")
+        return Chunk(self.specs[name], held_out, self._views(name, slot), lambda: self._idle.append(slot))
+
+    def _views(self, name: str, slot: int) -> dict[str, np.ndarray]:
+        return self.tools.views(self.specs[name], np.asarray(self._memory[slot]))
+
+    def _next(self) -> tuple[str, int, bool]:
+        if self._first:
+            name, seed = self._first.pop(0)
+            return name, seed, True
+        wanted = {name: weight for name, weight in self.mix.items() if weight > 0}
+        name = min(wanted, key=lambda name: (self._counts.get(name, 0) + 0.5) / wanted[name])
+        self._counts[name] = self._counts.get(name, 0) + 1
+        seed, self.seed = self.seed, self.seed + self.specs[name].scenes
+        return name, seed, False
+
+
+def _work(tools: Tools, specs: Mapping[str, Spec], path: str, shape: tuple[int, int], tasks: Any, ready: Any) -> None:
+    memory = np.memmap(path, np.uint8, "r+", shape=shape)
+    drawer = Drawer(tools)
+    while True:
+        slot, name, seed, held_out = tasks.get()
+        try:
+            drawer.fill(specs[name], seed, held_out, tools.views(specs[name], np.asarray(memory[slot])))
+            ready.put((slot, name, held_out, ""))
+        except Exception:
+            ready.put((slot, name, held_out, traceback.format_exc()))

@@ -1,0 +1,105 @@
+"""What the embedded model is shown in a run of minutes, and in which shares. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from kiwi_cli.train.ondevice.generators import Spec
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A form of batches: of which scenes, whether the first frame alone, whether with a reference, and how often."""
+
+    spec: str
+    still: bool
+    reference: bool
+    weight: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is drawn and asked.
+
+    Attributes:
+        specs: what is drawn. capacity: name -> scenes that are kept.
+        for_the_vae, for_the_model: name -> how many of the chunks, while the one and the other is trained.
+        asked: forms of batches.
+        held_out: name -> chunks of held-out scenes for the figures at the end.
+        frames: of a clip that the exported model edits at a time, if its autoencoder was trained too.
+    """
+
+    specs: tuple[Spec, ...]
+    capacity: Mapping[str, int]
+    for_the_vae: Mapping[str, float]
+    for_the_model: Mapping[str, float]
+    asked: tuple[Ask, ...]
+    held_out: Mapping[str, int]
+    frames: int
+
+    def scaled(self, scale: float) -> Recipe:
+        """The same with chunks and capacities of another size, for trials on a processor."""
+        specs = tuple(replace(spec, scenes=max(1, round(spec.scenes * scale))) for spec in self.specs)
+        capacity = {name: max(1, round(count * scale)) for name, count in self.capacity.items()}
+        return replace(self, specs=specs, capacity=capacity)
+
+
+WHOLE = Recipe(
+    specs=(
+        Spec("clip", 64, 64, 5, scenes=32),
+        Spec("long", 64, 64, 17, scenes=16),
+        Spec("wide", 144, 80, 5, scenes=12),
+        Spec("wide-long", 144, 80, 17, scenes=6),
+    ),
+    capacity={"clip": 64_000, "long": 24_000, "wide": 12_000, "wide-long": 9_000},  # 7 GB
+    # A chunk of each takes about as long to draw.
+    for_the_vae={"clip": 30.0, "long": 45.0, "wide": 5.0, "wide-long": 20.0},
+    for_the_model={"clip": 45.0, "long": 20.0, "wide": 10.0, "wide-long": 15.0},
+    asked=(
+        Ask("clip", False, False, 30),
+        Ask("clip", False, True, 14),
+        Ask("clip", True, False, 7),
+        Ask("clip", True, True, 3),
+        Ask("long", False, False, 13),
+        Ask("long", False, True, 7),
+        Ask("wide", False, False, 6),
+        Ask("wide", False, True, 3),
+        Ask("wide", True, False, 3),
+        Ask("wide", True, True, 1),
+        Ask("wide-long", False, False, 8),
+        Ask("wide-long", False, True, 5),
+    ),
+    held_out={"clip": 2, "long": 1},
+    frames=17,
+)
+
+COLOURIST = Recipe(
+    specs=(
+        Spec("clip", 64, 64, 5, scenes=16, edits=6, looks=True),
+        Spec("natural", 64, 64, 5, scenes=16, edits=6, references=0, natural=True),
+        Spec("wide", 144, 80, 5, scenes=6, edits=6, looks=True),
+        Spec("wide-natural", 144, 80, 5, scenes=6, edits=6, references=0, natural=True),
+    ),
+    capacity={"clip": 24_000, "natural": 24_000, "wide": 6_000, "wide-natural": 6_000},
+    for_the_vae={"clip": 40.0, "natural": 40.0, "wide": 10.0, "wide-natural": 10.0},
+    for_the_model={"clip": 35.0, "natural": 35.0, "wide": 10.0, "wide-natural": 20.0},
+    asked=(
+        Ask("clip", False, False, 26),
+        Ask("clip", False, True, 10),
+        Ask("clip", True, False, 4),
+        Ask("natural", False, False, 24),
+        Ask("natural", True, False, 5),
+        Ask("wide", False, False, 8),
+        Ask("wide", False, True, 3),
+        Ask("wide-natural", False, False, 16),
+        Ask("wide-natural", True, False, 4),
+    ),
+    held_out={"clip": 4, "natural": 4},
+    frames=5,
+)
+"""All kinds and the looks, on drawn scenes and on ones nearer to filmed clips, 5 frames at a time."""
+
+RECIPES: Mapping[str, Recipe] = {"whole": WHOLE, "colourist": COLOURIST}
+
+HELD_OUT_SEED = 9_500_000

@@ -1,0 +1,302 @@
+"""The embedded model from a checkpoint to exported parts in a given number of minutes.
+
+    0        the generators start, the checkpoint is read
+    vae      the autoencoder, on clips of 17 frames; what is drawn meanwhile waits in the device's memory
+    model    everything else but the vision tower, all kinds and forms at once
+    end      held-out figures; the parts
+
+State and parts are written every minute, so that a run that is cut short leaves something to go on from and to look at.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+
+from kiwi_cli.errors import EXIT_INTERRUPTED
+from kiwi_cli.train.muon import is_hidden_matrix
+from kiwi_cli.train.ondevice import autoencoder, figures
+from kiwi_cli.train.ondevice.bank import Bank, upload
+from kiwi_cli.train.ondevice.generators import Chunk, Generators
+from kiwi_cli.train.ondevice.learner import Learner, cosine
+from kiwi_cli.train.ondevice.objective import Form, Objective
+from kiwi_cli.train.ondevice.recipe import HELD_OUT_SEED, Ask
+from kiwi_cli.train.ondevice.record import Record
+from kiwi_cli.train.ondevice.saving import export, read_state, restore, write_state
+from kiwi_cli.train.ondevice.session import DONE, MODEL, VAE, OnDeviceRun, Settings, open_run, tools_of
+from kiwi_cli.train.sampler import Interleaving
+
+JUMP = 3.0
+"""A loss that is that many times the least one so far is as bad as none."""
+
+
+def train(settings: Settings) -> int:
+    """Carry out a run, or go on with it where its state says; its exit code.
+
+    Raises:
+        KiwiError: a checkpoint that cannot be read, no such device, generators that fail.
+    """
+    began = time.monotonic()
+    settings.out.mkdir(parents=True, exist_ok=True)
+    settings.state.mkdir(parents=True, exist_ok=True)
+    progress, loaded = read_state(settings)
+    if progress.stage == DONE:
+        settings.say(f"'{settings.state}' is of a run that is done: give another --state to begin anew")
+        return 0
+    tools = tools_of(settings.start)
+    chosen = settings.recipe.scaled(settings.scale)
+    specs = {spec.name: spec for spec in chosen.specs}
+    generators = Generators(tools, specs, settings.workers, dict(chosen.for_the_vae), progress.seed)
+    spent = progress.seconds
+    with generators, _stops() as stopped:
+        for name, count in chosen.held_out.items():
+            for number in range(count):
+                generators.first(name, HELD_OUT_SEED + number * specs[name].scenes)
+        run = open_run(settings, chosen, generators, progress, loaded, lambda: spent + time.monotonic() - began)
+        run.stopped = stopped
+        shown = {key: value for key, value in vars(settings).items() if key != "recipe"}
+        run.log(stage="open", **{key: str(value) for key, value in shown.items()})
+        with _own_stream(run.device):
+            if progress.stage == VAE:
+                _train_vae(run)
+            if progress.stage == MODEL and not run.stopped:
+                _train_model(run)
+    return EXIT_INTERRUPTED if run.stopped and progress.stage != DONE else 0
+
+
+def _own_stream(device: torch.device) -> Any:
+    """All work on one stream that is not the default one, which cannot be recorded."""
+    if device.type != "cuda":
+        return nullcontext()
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    return torch.cuda.stream(stream)
+
+
+@contextmanager
+def _stops() -> Iterator[list[int]]:
+    """A list that a SIGINT or SIGTERM is put into: the step is finished, the state saved. A second one ends at once."""
+    seen: list[int] = []
+
+    def stop(number: int, _: Any) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# -- the autoencoder ------------------------------------------------------------------------------------------------
+
+
+def _train_vae(run: OnDeviceRun) -> None:
+    settings, progress = run.settings, run.progress
+    clips = autoencoder.Clips(settings.scale, room=int(24e9 * settings.scale))
+
+    def take(chunk: Chunk) -> None:
+        clips.add(chunk.spec.name, upload(chunk, run.device))
+
+    def ready() -> bool:
+        return len(clips.chunks) >= 3
+
+    if settings.vae_share > 0:
+        _begin(run, settings.vae_share)
+        learner = autoencoder.learner(run.vae, settings.vae_lr)
+        restore(learner, run)
+        _loop(
+            run,
+            learner,
+            take,
+            lambda _: autoencoder.loss(run.vae, clips.batch(learner.steps, run.random), run.random),
+            ready,
+            warm_up=0.1,
+        )
+        if run.stopped:
+            return
+        while not ready():  # a run that goes on when this stage is over
+            _take(run, take, wait=1.0)
+        with torch.no_grad():
+            for value in run.vae.parameters():  # what is exported is what is used from here on
+                value.copy_(value.to(torch.bfloat16))
+        autoencoder.measure_latents(run.vae, clips)
+        run.coder.settle()
+    for name, arrays in clips.chunks:
+        run.banks[name].add(arrays, run.coder)
+    progress.stage, progress.began = MODEL, None
+    run.loaded = {}
+
+
+# -- the model ------------------------------------------------------------------------------------------------------
+
+
+def _train_model(run: OnDeviceRun) -> None:
+    settings = run.settings
+    run.generators.blend(run.recipe.for_the_model)
+    _begin(run, 1.0)
+    trained = {
+        name: value for name, value in run.model.named_parameters() if not name.startswith("mllm_encoder.qwen.visual.")
+    }
+    learner = Learner(trained, settings.lr, decay=settings.ema, is_hidden=_hidden)
+    restore(learner, run)
+    on_cuda = run.device.type == "cuda"
+    objective = Objective(run.model, run.device, torch.bfloat16 if on_cuda else torch.float32)
+    forms = [_form(run, ask, run.banks[ask.spec]) for ask in run.recipe.asked]
+    order = Interleaving([ask.weight for ask in run.recipe.asked])
+
+    def form() -> int:
+        number = learner.steps
+        while not forms[order[number][0]].bank.scenes:  # at the very beginning some banks are empty
+            number += 1
+        return order[number][0]
+
+    def loss(number: int) -> torch.Tensor:
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=on_cuda):
+            return objective.loss(forms[number], run.random)
+
+    if settings.record and on_cuda:
+        learner.record = Record(run.random, lambda why: _unrecorded(run, learner, why))
+    _loop(
+        run,
+        learner,
+        lambda chunk: run.banks[chunk.spec.name].add(upload(chunk, run.device), run.coder),
+        loss,
+        lambda: any(bank.scenes for bank in run.banks.values()),
+        warm_up=0.03,
+        form=form,
+    )
+    if run.stopped:
+        return
+    run.log(banks=[figures.banked(bank) for bank in run.banks.values()])
+    run.progress.stage = DONE
+    export(run, learner)
+    _figures(run, learner, objective)
+    write_state(run, learner)
+
+
+def _unrecorded(run: OnDeviceRun, learner: Learner, why: str) -> None:
+    """Go on without recorded steps: with gradients that were computed, and a generator that is not recorded."""
+    learner.optimiser.zero_grad()
+    run.random = torch.Generator(run.device).manual_seed(run.settings.seed + 1)
+    run.log(not_recorded=why)
+
+
+def _hidden(name: str, parameter: torch.Tensor) -> bool:
+    """Muon's: the language model's matrices too, which cost nothing in groups."""
+    return is_hidden_matrix(name.replace("qwen.language_model.", ""), parameter)
+
+
+def _form(run: OnDeviceRun, ask: Ask, bank: Bank, draws: int | None = None) -> Form:
+    settings, spec, prompts = run.settings, bank.spec, run.prompts[ask]
+    tools = bank.tools
+    frames = 1 if ask.still else 1 + (spec.frames - 1) // tools.frames_per_latent
+    places = spec.height // tools.reduction * (spec.width // tools.reduction)
+    draws = draws or settings.draws
+    each = draws * places * (frames + int(ask.reference)) + prompts.length
+    batch = max(2, settings.positions // each)
+    return Form(bank, prompts, frames, ask.reference, batch, draws, settings.strength)
+
+
+def _figures(run: OnDeviceRun, learner: Learner, objective: Objective) -> None:
+    """Held-out edits by the averaged weights, into figures.json."""
+    found: dict[str, Any] = {}
+    with learner.averaged():
+        for ask in run.recipe.asked:
+            bank = run.held_out.get(ask.spec)
+            if bank is None or ask.spec not in run.held_clips:
+                continue
+            bank.settle(run.coder)
+            clips = torch.cat(run.held_clips[ask.spec])
+            if not ask.still and not ask.reference:
+                found[f"autoencoder {ask.spec}"] = figures.reconstruction(run.vae, clips[:, :2].flatten(0, 1))
+            name = " ".join([ask.spec, "picture" if ask.still else "clip"])
+            form = _form(run, ask, bank, draws=1)
+            kinds = np.concatenate(run.held_kinds[ask.spec])
+            found.setdefault(name, {}).update(figures.held_out(objective, run.vae, form, clips, kinds, run.random))
+    (run.settings.out / "figures.json").write_text(json.dumps(found, indent=1) + "\n")
+    run.log(held_out=found)
+
+
+# -- both -----------------------------------------------------------------------------------------------------------
+
+
+def _begin(run: OnDeviceRun, share: float) -> None:
+    """Give the stage its share of what is left, unless it goes on."""
+    progress, total = run.progress, run.settings.minutes * 60
+    if progress.began is None:
+        progress.began = run.clock()
+        progress.until = progress.began + share * max(0.0, total - min(20.0, 0.15 * total) - progress.began)
+
+
+def _loop(
+    run: OnDeviceRun,
+    learner: Learner,
+    take: Callable[[Chunk], None],
+    loss: Callable[[Any], torch.Tensor],
+    ready: Callable[[], bool],
+    warm_up: float,
+    form: Callable[[], Any] = lambda: None,
+) -> None:
+    """Steps until the stage's time or steps are over, chunks taken in between, a line each ten seconds."""
+    settings, progress = run.settings, run.progress
+    assert progress.began is not None
+    said = saved = run.clock()
+    first, limit = learner.steps, settings.steps or math.inf
+    best = math.inf
+    learner.keep()
+    while run.left() > 0 and learner.steps < limit and not run.stopped:
+        _take(run, take, wait=0.0 if ready() else 1.0)
+        if not ready():
+            continue
+        timed = 1 - run.left() / max(1e-9, progress.until - progress.began)
+        asked = form()
+        factor = cosine(max(timed, learner.steps / limit), warm_up, 0.02)
+        learner.step(lambda asked=asked: loss(asked), factor, asked)  # type: ignore[misc]
+        now = run.clock()
+        if now - said > 10:
+            mean = learner.window()
+            if math.isfinite(mean) and mean < JUMP * best:
+                best = min(best, mean)
+                learner.keep()
+            else:
+                learner.back()
+                if learner.record is not None and learner.record.works:
+                    learner.record.give_up(f"the loss went from {best} to {mean}")
+            rate = (learner.steps - first) / (now - said)
+            run.log(stage=progress.stage, step=learner.steps, loss=mean, steps_a_second=round(rate, 2))
+            said, first = run.clock(), learner.steps
+        if now - saved > settings.every:
+            write_state(run, learner)
+            if progress.stage == MODEL:
+                export(run, learner)
+            saved = run.clock()
+    run.log(stage=progress.stage, step=learner.steps, loss=learner.window(), ended=True)
+    if run.stopped:
+        write_state(run, learner)
+
+
+def _take(run: OnDeviceRun, take: Callable[[Chunk], None], wait: float) -> None:
+    """Hand over a chunk, if one is ready. A held-out one is kept for the end, when the autoencoder is trained."""
+    chunk = run.generators.take(wait)
+    if chunk is None:
+        return
+    if not chunk.held_out:
+        take(chunk)
+        return
+    name = chunk.spec.name
+    run.held_kinds.setdefault(name, []).append(chunk.arrays["kind"].copy())
+    arrays = upload(chunk, run.device)
+    run.held_clips.setdefault(name, []).append(arrays["clips"])
+    run.held_out[name].pending.append(arrays)

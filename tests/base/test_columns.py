@@ -1,0 +1,62 @@
+"""Tables whose first line is not the one that is looked for: what was meant is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kiwi_cli.base.columns import column_hint
+from kiwi_cli.batch.table import read_table
+from kiwi_cli.data.rows import TableError, scan
+from kiwi_cli.errors import MediaError, UsageError
+
+SEMICOLONS, TABS = "its columns are separated by semicolons: save it with commas", "separated by tabs"
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("input;instruction", SEMICOLONS),
+        ("input\tinstruction\tseed", TABS),
+        ("input,instrucion", "did you mean 'instruction' by 'instrucion'?"),
+        ("Input,Instruction,Sed", "did you mean 'seed' by 'sed'?"),
+        ("clip,instruction", "did you mean 'input' by 'clip'?"),
+        ("input,prompt", "did you mean 'instruction' by 'prompt'?"),
+        ("input,zzzz", "use input, instruction,"),
+        ("input,colour", "use input, instruction,"),
+    ],
+)
+def test_edits(line: str, hint: str, tmp_path: Path) -> None:
+    (tmp_path / "jobs.csv").write_text(f"{line}\na.mp4,x\n")
+    with pytest.raises(UsageError, match="unknown column") as caught:
+        read_table(tmp_path / "jobs.csv")
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("src_video|tgt_video|prompt", "separated by bars"),
+        ("src_video\ttgt_video\tprompt", TABS),
+        ("src_vido,tgt_video,prompt", "did you mean 'src_video' by 'src_vido'?"),
+        ("src_video,tgt_video,promt", "did you mean 'prompt' by 'promt'?"),
+        ("one,two,three", "name the columns src_video,"),
+    ],
+)
+def test_training_data(line: str, hint: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(f"{line}\na.mp4,b.mp4,x\n")
+    with pytest.raises(TableError, match="has no column") as caught:
+        scan(tmp_path / "rows.csv")
+    assert hint in caught.value.hint
+
+
+def test_quotes_between_other_signs(tmp_path: Path) -> None:
+    (tmp_path / "jobs.csv").write_text('"input";"instruction"\n"a.mp4";"x"\n')
+    with pytest.raises(MediaError, match="is no CSV") as caught:
+        read_table(tmp_path / "jobs.csv")
+    assert "separate cells with commas" in caught.value.hint
+
+
+def test_columns_that_are_right() -> None:
+    assert column_hint(["a", "b"], ["a", "b"]) is None

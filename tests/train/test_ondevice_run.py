@@ -1,0 +1,120 @@
+"""A run in minutes with counts of one: from the embedded model to parts that edit, and on from where it was stopped."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kiwi_cli import KiwiPipeline
+from kiwi_cli.errors import CheckpointError
+from kiwi_cli.synth.wordings import WORDINGS
+from kiwi_cli.train.ondevice import parts
+from kiwi_cli.train.ondevice.generators import Spec
+from kiwi_cli.train.ondevice.recipe import Ask, Recipe
+from kiwi_cli.train.ondevice.run import train
+from kiwi_cli.train.ondevice.session import Settings
+from kiwi_cli.weights.hub import locate
+from kiwi_cli.weights.settings import read_settings
+
+from ..cli.terminal import inside
+from ..conftest import ROOT
+from ..video.media import make_clip
+
+RECIPE = Recipe(
+    specs=(Spec("clip", 32, 32, 5, 1, 2, 1),),
+    capacity={"clip": 4},
+    for_the_vae={"clip": 1.0},
+    for_the_model={"clip": 1.0},
+    asked=(Ask("clip", False, False, 1), Ask("clip", False, True, 1), Ask("clip", True, False, 1)),
+    held_out={"clip": 1},
+    frames=17,
+)
+
+
+def lines(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_to_parts_that_edit(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def stop(line: str) -> None:
+        if '"ended": true' in line:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    settings = Settings(
+        locate("tiny"), out, tmp_path / "state", "cpu", positions=256, workers=0, steps=4, scale=1.0, recipe=RECIPE
+    )
+    settings = replace(settings, vae_share=0.5, minutes=20.0)
+    assert train(replace(settings, say=stop)) == 130
+    assert not (out / parts.INDEX).exists()
+    assert train(settings) == 0
+    ended = [(line["stage"], line["step"]) for line in lines(out) if line.get("ended")]
+    assert ended == [("vae", 4), ("vae", 4), ("model", 4)]  # the autoencoder's steps were not done again
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert train(settings) == 0  # it is done
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+    files = [path for path in out.rglob("*") if path.is_file()]
+    assert len(files) <= 8 and max(path.stat().st_size for path in files) < 16 << 20
+    figures = json.loads((out / "figures.json").read_text())
+    assert sum(kind["count"] for kind in figures["clip clip"].values()) == 3
+    assert figures["autoencoder clip"]["first"] > 10
+
+    folder = tmp_path / "folder"
+    parts.unpack(out, folder)
+    pipe = KiwiPipeline.from_pretrained(folder, device="cpu", dtype="float32")
+    reference = Image.new("RGB", (32, 32), "red")
+    for frames in (1, 5):
+        clip = np.full((frames, 32, 32, 3), 90, np.uint8)
+        for references in ([], [reference]):
+            edited = pipe.edit(clip, "make it snowy", references, steps=1)
+            assert np.asarray(edited.frames if hasattr(edited, "frames") else edited).shape == clip.shape
+    assert read_settings(folder).understands == {kind: tuple(texts.seen) for kind, texts in WORDINGS.items()}
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["working"]["frames"] == 17 and index["offers"] == []
+
+
+def test_parts_never_lead_out_of_their_folder(tmp_path: Path) -> None:
+    (tmp_path / parts.INDEX).write_text("{}")
+    with zipfile.ZipFile(tmp_path / parts.REST, "w") as rest:
+        rest.writestr("../outside.json", "{}")
+    with pytest.raises(CheckpointError, match="leads out"):
+        parts.unpack(tmp_path, tmp_path / "folder")
+    assert not (tmp_path / "outside.json").exists() and not (tmp_path / "folder").exists()
+
+
+@pytest.mark.slow
+def test_the_script_goes_from_nothing_to_a_model_that_edits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`scripts/train_tiny.py --minutes`, all sizes and forms of the recipe, with steps enough to see that it runs."""
+    spec = importlib.util.spec_from_file_location("train_tiny", ROOT / "scripts/train_tiny.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+
+    def call(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["train_tiny.py", *map(str, arguments)])
+        return script.main()
+
+    out, folder = tmp_path / "out", tmp_path / "model"
+    small = ("--max-steps", 2, "--positions", 128, "--scale", 0.01, "--workers", 0)
+    assert call("--device", "cpu", "--minutes", 60, *small, "--out", out, "--state", tmp_path / "state") == 0
+    assert call("--unpack", out, folder) == 0
+    clip = make_clip(tmp_path / "in.mp4", frames=5)
+    code, _, err = inside(capsys, "edit", clip, "make it sepia", "--model", folder, "--device", "cpu", "--steps", 1)
+    assert code == 0, err
+    figures = json.loads((out / "figures.json").read_text())
+    assert {"clip clip", "clip picture", "long clip", "autoencoder long"} <= {*figures}
