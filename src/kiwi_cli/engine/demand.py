@@ -31,7 +31,7 @@ STRIPS = (1, 2, 4)
 
 # Peaks beside the weights. The whole coders, the compiled decoder and the transformer were measured on an H100 at the
 # full shape (benchmarks/results/), kernels' workspaces included; the count of live tensors on `meta`, 1 to 3 % less,
-# gives the shares of the strips (tests/test_memory.py counts again).
+# gives the shares of the strips (tests/memory/test_plan.py counts again).
 # VAE: bytes for each pixel, channel of the coder's base width and byte of precision, by number of strips.
 DECODE = {1: 13.5, 2: 12.8, 4: 12.2}
 ENCODE = {1: 7.9, 2: 6.4, 4: 5.8}
