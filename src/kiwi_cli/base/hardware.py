@@ -43,6 +43,14 @@ def gpus() -> list[Gpu]:
     return found
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS or Windows
+        return os.cpu_count() or 1
+
+
 def memory() -> tuple[int, int] | None:
     """Bytes of main memory in all, and free for a new process; None where the system does not say."""
     try:

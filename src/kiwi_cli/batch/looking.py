@@ -1,25 +1,31 @@
-"""The files of many edits, opened before the first edit: each once, several at a time, and not for ever."""
+"""The files of many edits, opened before the first edit: each once, several at a time, and not for ever.
+
+A clip gets a glance, which is enough for a sound one; whatever is doubtful is opened as an edit opens it.
+"""
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kiwi_cli.base.events import Events
+from kiwi_cli.base.hardware import cores
 from kiwi_cli.editing.references import notices as open_reference
 from kiwi_cli.editing.request import EditRequest
 from kiwi_cli.errors import KiwiError
-from kiwi_cli.video import probe, select
+from kiwi_cli.video import check_numbers, glance, probe, select
 
-PATIENCE = 60.0
-"""Seconds; files that were not opened by then are opened when it is their turn to be edited."""
 THREADS = 8
+"""At most, and no more than there are cores: what is read is in C, which lets other threads go on."""
+
+AT_ONCE = 16
+"""Files that a thread opens before it tells of them: each telling wakes another thread."""
 
 
 class File(NamedTuple):
@@ -54,26 +60,49 @@ class Looked:
                 raise self._faults[key]
 
 
-def look(requests: Sequence[EditRequest], events: Events, patience: float = PATIENCE) -> Looked:
+def look(
+    requests: Sequence[EditRequest],
+    events: Events,
+    deadline: float,
+    threads: int | None = None,
+    besides: Callable[[Path], Any] = lambda path: None,
+) -> Looked:
     """Open every file of some requests.
 
     Args:
-        patience: seconds.
+        deadline: of `time.monotonic`; files that were not opened by then are opened when it is their turn to be edited.
+        threads: None: as many as there are cores.
+        besides: what else reads each file, opened or not; it is told of clips, references and masks.
     """
     wanted: dict[File, set[Part]] = {}
     for request in requests:
         for file, part in _reads(request):
             wanted.setdefault(file, {WHOLE}).add(part)
-    looked, deadline = Looked(len(wanted)), time.monotonic() + patience
-    pool = ThreadPoolExecutor(min(THREADS, 2 * (os.cpu_count() or 1)), thread_name_prefix="open")
-    opened: list[Future[bool]] = []
+    looked = Looked(len(wanted))
+
+    def open_some(files: Sequence[File]) -> tuple[int, int]:
+        """How many these are, and how many of them were not opened."""
+        unopened = 0
+        for file in files:
+            if time.monotonic() < deadline:
+                _open(file, wanted[file], looked)
+            else:
+                unopened += 1
+            with suppress(KiwiError):  # raised again where it is wanted
+                besides(file.path)
+        return len(files), unopened
+
+    pool = ThreadPoolExecutor(threads or min(THREADS, cores()), thread_name_prefix="open")
     try:
         # Readers of pictures set filters of warnings, which threads share: whatever is left of them ends here.
         with warnings.catch_warnings(), events.stages({"open": "open the files"}) as stages:
-            opened = [pool.submit(_open, file, parts, looked, deadline) for file, parts in wanted.items()]
-            for number, done in enumerate(as_completed(opened), start=1):
-                looked.unopened += not done.result()
-                stages("open", number, len(wanted))
+            files, done = list(wanted), 0
+            for each in as_completed(
+                [pool.submit(open_some, files[at : at + AT_ONCE]) for at in range(0, len(files), AT_ONCE)]
+            ):
+                count, unopened = each.result()
+                done, looked.unopened = done + count, looked.unopened + unopened
+                stages("open", done, len(files))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return looked
@@ -90,22 +119,26 @@ def _reads(request: EditRequest) -> list[tuple[File, Part]]:
     return found
 
 
-def _open(file: File, parts: set[Part], looked: Looked, deadline: float) -> bool:
-    """Open a file once, for all that is wanted of it, and note its faults; False when the time is over."""
-    if time.monotonic() >= deadline:
-        return False
+def _open(file: File, parts: set[Part], looked: Looked) -> None:
+    """Open a file once, for all that is wanted of it, and note its faults."""
     try:
         if file.is_reference:
             open_reference(file.path)
-            return True
-        clip = probe(file.path, allow_truncated=file.allow_truncated)
+            return
+        lasts = None if file.allow_truncated else glance(file.path)
+        if lasts is None or any(start >= lasts for start, *_ in parts if start):
+            clip = probe(file.path, allow_truncated=file.allow_truncated)
+            lasts = None
     except KiwiError as error:
         for part in parts:
             looked._faults[file, part] = error
-        return True
-    for start, duration, frames, fps in parts - {WHOLE}:
+        return
+    for part in parts - {WHOLE}:
+        start, duration, frames, fps = part
         try:
-            select(clip, start=start, duration=duration, frames=frames, fps=fps)
+            if lasts is None:
+                select(clip, start=start, duration=duration, frames=frames, fps=fps)
+            else:
+                check_numbers(start, duration, frames, fps)
         except KiwiError as error:
-            looked._faults[file, (start, duration, frames, fps)] = error
-    return True
+            looked._faults[file, part] = error

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import stat
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,11 +16,11 @@ from kiwi_cli.base.identity import sampled, sampled_file
 from kiwi_cli.base.text import format_seconds
 from kiwi_cli.base.version import __version__
 from kiwi_cli.batch.jobs import STATE, Job, job_id, sketch
-from kiwi_cli.batch.looking import PATIENCE, Looked, look
+from kiwi_cli.batch.looking import Looked, look
 from kiwi_cli.batch.table import Asked, Fault
 from kiwi_cli.editing.checks import check_words
 from kiwi_cli.editing.paths import extras_of, name_like
-from kiwi_cli.editing.plain import TABLE, as_plain, values_of
+from kiwi_cli.editing.plain import as_plain
 from kiwi_cli.editing.prepare import prepare
 from kiwi_cli.editing.references import check_header
 from kiwi_cli.editing.request import EditRequest
@@ -34,11 +37,15 @@ from kiwi_cli.weights.lora import LoraSpec
 
 PLANNED = 200
 """Up to so many edits, each one's whole plan is made; of more, files are opened and options checked."""
+PATIENCE = 9.0
+"""Seconds that a check of many edits takes at most. What was not opened by then is opened when it is its turn."""
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic")
 NOT_DECISIVE = ("output", "overwrite", "download", "device", "max_memory", "calibrate_cache")
 FILES = ("input", "references", "mask", "gguf", "cache_ratios", "loras", "model", "revision")
 """Known by what is in them."""
 KNOWN_OTHERWISE = {*NOT_DECISIVE, *FILES}
+FileId = tuple[int, int]
+"""Device and inode."""
 
 
 @dataclass
@@ -62,17 +69,24 @@ class Planner:
     Args:
         out: the run's folder. defaults: options of all edits, by name. events: told of a download, and of files.
         fetch: whether models that are missing are fetched; without them there are no jobs, only faults.
-        patience: seconds for opening the files of many edits.
+        patience: seconds for many edits. threads: that open their files; None: as many as there are cores.
     """
 
     def __init__(
-        self, out: Path, defaults: dict[str, Any], events: Events, fetch: bool = True, patience: float = PATIENCE
+        self,
+        out: Path,
+        defaults: dict[str, Any],
+        events: Events,
+        fetch: bool = True,
+        patience: float = PATIENCE,
+        threads: int | None = None,
     ) -> None:
-        self.out, self.defaults, self.events, self.fetch, self.patience = out, defaults, events, fetch, patience
+        self.out, self.defaults, self.events, self.fetch = out, defaults, events, fetch
+        self.patience, self.threads = patience, threads
         self._models: dict[ModelChoice, Found | KiwiError] = {}
         self._editors: dict[ModelChoice, str] = {}
         self._names: dict[str, Asked] = {}  # name of a file that is written -> what asks for it
-        self._inputs: dict[Path, str] = {}
+        self._inputs: dict[FileId, str] = {}
         self._sketch = cache(_sketch)
         self._header = cache(check_header)
         self._of_model = cache(_identity)
@@ -83,14 +97,14 @@ class Planner:
         Args:
             faults: found already.
         """
-        planned, requests = Planned(faults=list(faults)), []
+        planned, requests, begin = Planned(faults=list(faults)), [], time.monotonic()
         for each in asked:
             try:
                 requests.append((each, self._request(each)))
             except KiwiError as error:
                 planned.faults.append(Fault(each.where, error.message, error.hint))
         order: dict[ModelChoice, list[Job]] = {}
-        looked = self._looked([request for _, request in requests], planned)
+        looked = self._looked([request for _, request in requests], planned, begin)
         with scratch_folder() as scratch:
             for each, request in requests:
                 try:
@@ -108,11 +122,13 @@ class Planner:
         planned.jobs = [job for jobs in order.values() for job in jobs]
         return planned
 
-    def _looked(self, requests: Sequence[EditRequest], planned: Planned) -> Looked:
-        """The files of edits that are too many for plans of their own."""
+    def _looked(self, requests: Sequence[EditRequest], planned: Planned, begin: float) -> Looked:
+        """The files of edits that are too many for plans of their own. `begin`: of the check."""
         if len(requests) <= PLANNED:
             return Looked()
-        looked = look(requests, self.events, self.patience)
+        now = time.monotonic()
+        deadline = begin + self.patience - (now - begin)  # what is done with them later takes as long again
+        looked = look(requests, self.events, deadline, self.threads, self._sketch)
         if looked.unopened:
             planned.warnings.append(
                 f"{looked.unopened} of {looked.files} files were not opened in {format_seconds(self.patience)}: "
@@ -129,43 +145,46 @@ class Planner:
             editor = options.get("editor") or "kiwi"
             options["model"] = own if editor == "kiwi" else default_model(editor)
         instruction = each.instruction or (REPLACEMENTS["subject"] if references else "")
+        options["references"] = tuple(path.absolute() for path in references)
         request = EditRequest.of(each.input.absolute(), instruction, **options)
-        request = request.changed(references=tuple(path.absolute() for path in references))
         request.check()
         check_words(request)
         check_used(request.choice, request.sampling)
-        if not request.input.exists():
+        found = _stat(request.input)
+        if found is None:
             raise UsageError(f"input not found: '{each.input}'", "mend its path")
-        name = each.output or name_like(request.input, _kind(request.input))
-        request = request.changed(output=Path(self._checked_name(name, request.input)))
+        is_folder = stat.S_ISDIR(found.st_mode)
+        name = each.output or name_like(request.input, _kind(request.input, is_folder))
+        request = request.changed(output=Path(self._checked_name(name, is_folder)))
         for path in (request.output, *extras_of(request, Path(name)).values()):
             other = self._names.setdefault(str(path), each)
             if other is not each:
                 hint = "give each its own in a column 'output' of a table for `kiwi batch`"
                 raise UsageError(f"its output '{path}' is also that of {other.where}", hint)
-        self._inputs.setdefault(request.input.resolve(), each.where)
+        self._inputs.setdefault(_id(found), each.where)
         return _absolute(request)
 
-    def _checked_name(self, name: str, input: Path) -> str:
+    def _checked_name(self, name: str, is_folder: bool) -> str:
+        """A result's name in the run's folder. `is_folder`: the input is a folder of pictures."""
         path = PurePosixPath(Path(name).as_posix())
         if path.is_absolute() or ".." in path.parts or not path.name or path.parts[0] == STATE:
             raise UsageError(f"its output leads out of the run's folder: '{name}'", "write a name such as day/a.mp4")
-        if (container_of(Path(name)) == "folder") != input.is_dir():
-            kinds = "a folder of pictures gives a folder" if input.is_dir() else "name a file: .mp4, .png"
+        if (container_of(name) == "folder") != is_folder:
+            kinds = "a folder of pictures gives a folder" if is_folder else "name a file: .mp4, .png"
             raise UsageError(f"its output is of another kind than its input: '{name}'", kinds)
         return str(path)
 
     def _check(self, each: Asked, request: EditRequest) -> None:
         """What can be said when all rows are known."""
-        target = self.out / str(request.output)
-        reads = (self._inputs.get(target.resolve()), "input")
-        if reads[0] is not None:
-            raise UsageError(
-                f"its output '{request.output}' is the input of {reads[0]}", "choose another --out-dir or name"
-            )
+        there = _stat(self.out / str(request.output))
+        target = _id(there) if there is not None else None
+        reader = self._inputs.get(target) if target is not None else None
+        if reader is not None:
+            reason = f"its output '{request.output}' is the input of {reader}"
+            raise UsageError(reason, "choose another --out-dir or name")
         for path in request.references:
             self._header(path)
-            if path.resolve() == target.resolve():
+            if target is not None and _id(path.stat()) == target:
                 raise UsageError(f"its output '{request.output}' is its reference", "choose another --out-dir or name")
 
     def _model(self, choice: ModelChoice, planned: Planned) -> Found:
@@ -208,11 +227,8 @@ class Planner:
         planned.warnings += [line for line in plan.warnings if line not in planned.warnings]
 
     def _job(self, request: EditRequest, found: Found) -> Job:
-        decisive = {
-            name: value
-            for name, value in values_of(request).items()
-            if name not in KNOWN_OTHERWISE and value != TABLE[name].default
-        }
+        plain = as_plain(request)
+        decisive = {name: value for name, value in plain.items() if name not in KNOWN_OTHERWISE}
         if is_exact(request.choice.memory):
             decisive.pop("memory", None)
         files = [self._sketch(path) for path in (request.input, *request.references, request.choice.gguf) if path]
@@ -222,7 +238,8 @@ class Planner:
         loras = [self._lora(text) for text in request.choice.loras]
         model = self._of_model(found.folder) if found.folder else self._of_editor(request.choice, found)
         id = job_id(__version__, str(request.output), request.instruction, decisive, files, loras, model)
-        return Job(id, str(request.output), as_plain(replace(request, output=None)), str(request.output))
+        del plain["output"]
+        return Job(id, str(request.output), plain, str(request.output))
 
     def _of_editor(self, choice: ModelChoice, found: Found) -> Any:
         """What tells the results of an editor that has no folder of its own from others', looked at once."""
@@ -246,9 +263,17 @@ def _absolute(request: EditRequest) -> EditRequest:
             values[name] = request[name].absolute()
     if request.mask is not None and Path(request.mask).exists():
         values["mask"] = str(Path(request.mask).absolute())
-    if request.choice.model and Path(request.choice.model).expanduser().exists():
-        values["model"] = str(Path(request.choice.model).expanduser().absolute())
+    model = _model_path(request.choice.model)
+    if model != request.choice.model:
+        values["model"] = model
     return request.changed(**values) if values else request
+
+
+@cache
+def _model_path(model: str) -> str:
+    """A model's folder as an absolute path; any other name as it is."""
+    path = Path(model).expanduser()
+    return str(path.absolute()) if model and path.exists() else model
 
 
 def _line(where: str) -> int:
@@ -257,9 +282,22 @@ def _line(where: str) -> int:
     return int(number) if number.isdigit() else 0
 
 
-def _kind(path: Path) -> str:
+def _stat(path: Path) -> os.stat_result | None:
+    """What the system says of a file that is there."""
+    try:
+        return path.stat()
+    except (OSError, ValueError):
+        return None
+
+
+def _id(found: os.stat_result) -> FileId:
+    """The file itself, whatever path leads to it."""
+    return found.st_dev, found.st_ino
+
+
+def _kind(path: Path, is_folder: bool) -> str:
     """The kind of a clip, by its name alone."""
-    return "sequence" if path.is_dir() else "image" if path.suffix.lower() in PICTURES else "video"
+    return "sequence" if is_folder else "image" if path.suffix.lower() in PICTURES else "video"
 
 
 def _sketch(path: Path) -> str:

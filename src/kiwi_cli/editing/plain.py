@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,15 @@ from kiwi_cli.base.option import rows
 from kiwi_cli.editing.request import EditRequest
 
 TABLE = rows(EditRequest)
+_FORMS = {name: (row.default, "many" if row.many else "path" if row.is_path else "") for name, row in TABLE.items()}
+"""Of each option its default, and whether it is several values or a path: asked for thousands of requests."""
 
 
 def values_of(request: EditRequest) -> dict[str, Any]:
     """The values of all options, wherever they belong."""
-    own = vars(request)
-    nested = [vars(part) for part in own.values() if is_dataclass(part)]
-    found = {name: value for part in (own, *nested) for name, value in part.items()}
+    found = {**vars(request)}
+    for part in (request.choice, request.sampling, request.windowing, request.previewing):
+        found |= vars(part)
     return {name: found[name] for name in TABLE}
 
 
@@ -24,9 +25,10 @@ def as_plain(request: EditRequest) -> dict[str, Any]:
     """The options of a request that are not as by default."""
     values = {}
     for name, value in values_of(request).items():
-        row = TABLE[name]
-        if value != row.default:
-            values[name] = [str(each) for each in value] if row.many else str(value) if row.is_path and value else value
+        default, form = _FORMS[name]
+        if value is not default and value != default:
+            several, path = form == "many", form == "path" and value
+            values[name] = [str(each) for each in value] if several else str(value) if path else value
     return values
 
 

@@ -274,24 +274,18 @@ class EditRequest:
 
     def __getitem__(self, name: str) -> Any:
         """The value of an option, wherever it belongs."""
-        for part in (self.choice, self.sampling, self.windowing, self.previewing):
-            if any(each.name == name for each in fields(part)):
-                return getattr(part, name)
-        return getattr(self, name)
+        return getattr(getattr(self, _NESTED[name]) if name in _NESTED else self, name)
 
     @classmethod
     def of(cls, input: Path, instruction: str, **options: Any) -> EditRequest:
         """A request from options in one row, wherever they belong: `of(clip, "x", model="tiny", seed=3)`."""
-        return cls(input, instruction).changed(**options)
+        nested = _nested(options)
+        return cls(input, instruction, **{part: _PARTS[part](**own) for part, own in nested.items()}, **options)
 
     def changed(self, **options: Any) -> EditRequest:
         """The request with other options, in one row as in `of`."""
-        parts: dict[str, Any] = {}
-        for name in ("choice", "sampling", "windowing", "previewing"):
-            part = getattr(self, name)
-            own = {each.name: options.pop(each.name) for each in fields(part) if each.name in options}
-            parts[name] = replace(part, **own)
-        return replace(self, **{**parts, **options})
+        nested = _nested(options)
+        return replace(self, **{part: replace(getattr(self, part), **own) for part, own in nested.items()}, **options)
 
     def of_part(self, part: Part) -> EditRequest:
         """The request as one of its parts is made: with its own seed and words."""
@@ -357,3 +351,16 @@ class EditRequest:
                 f"{flag} is for Kiwi's own models: moments do not show what '{self.choice.editor}' does, and takes",
                 f"leave {flag} out; --duration 1 edits a part",
             )
+
+
+_PARTS: dict[str, Any] = {"choice": ModelChoice, "sampling": Sampling, "windowing": Windowing, "previewing": Previewing}
+_NESTED = {each.name: part for part, kind in _PARTS.items() for each in fields(kind)}
+"""Name of an option -> the part of a request that holds it."""
+
+
+def _nested(options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Options of a request's parts, which are taken out of `options`, by part."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in [name for name in options if name in _NESTED]:
+        found.setdefault(_NESTED[name], {})[name] = options.pop(name)
+    return found

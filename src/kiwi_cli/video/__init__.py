@@ -31,13 +31,14 @@ if TYPE_CHECKING:
         size_of_area,
         working_size,
     )
+    from kiwi_cli.video.glancing import glance
     from kiwi_cli.video.mask import Mask, load_mask
     from kiwi_cli.video.metadata import read_metadata
     from kiwi_cli.video.planning import check_output, container_of, refuse_source
     from kiwi_cli.video.probing import probe
     from kiwi_cli.video.reader import SourceFrame, read_frames
     from kiwi_cli.video.shots import Shots, find_shots
-    from kiwi_cli.video.timeline import Span, select
+    from kiwi_cli.video.timeline import Span, check_numbers, select
     from kiwi_cli.video.walked import Walked
     from kiwi_cli.video.writer import FrameWriter, open_writer
 
@@ -59,12 +60,13 @@ _HOMES = {
         "size_of_area",
         "working_size",
     ),
+    "glancing": ("glance",),
     "mask": ("Mask", "load_mask"),
     "metadata": ("read_metadata",),
     "probing": ("probe",),
     "reader": ("SourceFrame", "read_frames"),
     "shots": ("Shots", "find_shots"),
-    "timeline": ("Span", "select"),
+    "timeline": ("Span", "check_numbers", "select"),
     "walked": ("Walked",),
     "planning": ("check_output", "container_of", "refuse_source"),
     "writer": ("FrameWriter", "open_writer"),
@@ -92,10 +94,12 @@ __all__ = [
     "Span",
     "Walked",
     "available_codecs",
+    "check_numbers",
     "check_output",
     "container_of",
     "find_shots",
     "framing",
+    "glance",
     "latent_frame_count",
     "load_mask",
     "open_writer",

@@ -101,9 +101,10 @@ def is_encrypted(path: Path) -> bool:
 def is_motion_jpeg(path: Path) -> bool:
     """True when a JPEG file holds one picture after the other, without saying that they are views of one."""
     with path.open("rb") as file:
+        if file.read(3) != b"\xff\xd8\xff":
+            return False
+        file.seek(0)
         data = file.read(_LOOKED_AT)
-    if not data.startswith(b"\xff\xd8\xff"):
-        return False
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != 0xDA:
         length = struct.unpack(">H", data[position + 2 : position + 4])[0]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import av
@@ -44,14 +45,14 @@ def check_input(path: Path) -> None:
 
 
 @contextmanager
-def open_media(path: Path) -> Iterator[Any]:
-    """An open PyAV input container; library errors become MediaErrors."""
+def open_media(path: Path, options: Mapping[str, str] = MappingProxyType({})) -> Iterator[Any]:
+    """An open PyAV input container; library errors become MediaErrors. `options`: more of FFmpeg's own."""
     with reading(path):
         container = av.open(
             os.fspath(path.absolute()),
             mode="r",
             format="mjpeg" if is_motion_jpeg(path) else None,  # FFmpeg takes it for one picture
-            options=dict(_OPTIONS),
+            options={**_OPTIONS, **options},
             metadata_errors="replace",
             timeout=(_TIMEOUT, _TIMEOUT),
         )

@@ -87,8 +87,12 @@ class Chooser:
         return Choice(True, True)
 
 
-def _check_numbers(start: Number, duration: Number | None, frames: int | None, fps: Number | None) -> None:
-    """Refuse numbers that are no time, length, count or rate of any clip."""
+def check_numbers(start: Number, duration: Number | None, frames: int | None, fps: Number | None) -> None:
+    """Refuse numbers that are no time, length, count or rate of any clip.
+
+    Raises:
+        UsageError: the first such number.
+    """
     if not math.isfinite(start) or start < 0:
         raise UsageError(f"start is not a time in the clip: {_show(start)}", "pass --start 0 or more seconds")
     if duration is not None and not (math.isfinite(duration) and duration > 0):
@@ -117,7 +121,7 @@ def select(
     Raises:
         UsageError: a negative or zero number, or a start past the clip's end.
     """
-    _check_numbers(start, duration, frames, fps)
+    check_numbers(start, duration, frames, fps)
     begin = Fraction(start).limit_denominator(1_000_000)
     if begin and begin >= clip.duration - min(TOLERANCE, clip.duration / 2):
         raise UsageError(
