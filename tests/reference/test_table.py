@@ -82,6 +82,9 @@ def test_recipes_are_held_to_their_words(tmp_path: Path) -> None:
     assert load("drawn", []) == drawn() and load("drawn", ["thresholds.aspect=2"]).thresholds.aspect == 2.0
     for change, words in (
         ("thresholds.aspct=2", "did you mean 'thresholds.aspect'"),
+        ("tresholds.similarity=1", "did you mean 'thresholds.similarity'"),
+        ("thresholds.nope=1", "the keys here are changed, following"),
+        ("nope=1", "the keys here are read, score"),
         ("score.by=guess", "one of local, endpoint, truth"),
         ("read.frames=0", "from 1 to"),
         ("score.model=judge", "is used by nothing"),
@@ -90,6 +93,17 @@ def test_recipes_are_held_to_their_words(tmp_path: Path) -> None:
         with pytest.raises(UsageError) as caught:
             load("drawn", [change])
         assert words in f"{caught.value.message}: {caught.value.hint}"
+
+
+def test_a_recipe_that_there_is_not_is_named_by_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").touch()
+    for name, words in (("drwn", "did you mean 'drawn'?"), ("other", "pass a TOML file, as in recipes/ or 'drawn'")):
+        with pytest.raises(UsageError) as caught:
+            load(name, [])
+        assert caught.value.message.startswith(f"cannot read '{name}'") and caught.value.hint == words
+    with pytest.raises(UsageError) as caught:
+        load(str(tmp_path / "mien.toml"), [])
+    assert caught.value.hint == f"did you mean '{tmp_path / 'mine.toml'}'?"
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,8 @@ def _at(config: Any, key: str) -> Any:
         ("optimizer.lr=1", "unknown key 'optimizer'", "did you mean 'optimiser.lr'?"),
         ("data.0.rtio=2", "unknown key 'data.0.rtio' (= 2)", "did you mean 'data.N.ratio'?"),
         ("warmup=3", "unknown key 'warmup' (= 3)", "did you mean 'schedule.warm_up'?"),
+        ("optimizer.betas=[1, 1]", "unknown key 'optimizer'", "did you mean 'optimiser.betas'?"),
+        ("optimiser.qqqqq=3", "unknown key 'optimiser.qqqqq' (= 3)", "the keys here are name, lr"),
         ("qqqqqqqqqqqqqq=3", "unknown key 'qqqqqqqqqqqqqq' (= 3)", "the keys here are stage, model"),
         ("stage=instrucion", "'stage' is one of alignment, instruction, reference, not 'instrucion'", "'instruction'?"),
         ("steps=1.5", "'steps' is a whole number, not 1.5", "--set steps=..."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -18,8 +19,11 @@ else:
     import tomli as tomllib
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, named: Sequence[str] = ()) -> dict[str, Any]:
     """A file's tables.
+
+    Args:
+        named: what may be asked for instead of a file.
 
     Raises:
         UsageError: no such file, or it is not TOML.
@@ -30,7 +34,11 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"'{path}' is not TOML: {error}", "mend that line") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
-        raise UsageError(f"cannot read '{path}': {reason}", "pass a TOML file, as in recipes/") from None
+        there = {each.name: str(each) for each in path.parent.glob("*.toml")} | {name: name for name in named}
+        near = difflib.get_close_matches(path.name, there, 1, 0.7) if isinstance(error, FileNotFoundError) else []
+        hint = " or ".join(["pass a TOML file, as in recipes/", *(f"'{name}'" for name in named)])
+        hint = f"did you mean '{there[near[0]]}'?" if near else hint
+        raise UsageError(f"cannot read '{path}': {reason}", hint) from None
 
 
 def override(tree: dict[str, Any], text: str) -> None:
@@ -88,7 +96,8 @@ def _build(cls: Any, tree: Any, where: str, known: Sequence[str]) -> Any:
     hints = get_type_hints(cls)
     for key, value in tree.items():
         if key not in hints:
-            hint = _nearest(f"{where}{key}", known) or f"the keys here are {', '.join(hints)}"
+            meant = f"{where}{key}.{next(iter(value))}" if isinstance(value, Mapping) and value else f"{where}{key}"
+            hint = _nearest(meant, known) or f"the keys here are {', '.join(hints)}"
             raise UsageError(f"unknown key '{where}{key}' (= {value!r})", hint)
     values = {key: _typed(hints[key], value, f"{where}{key}", known) for key, value in tree.items()}
     for entry in fields(cls):
@@ -136,13 +145,19 @@ def _typed(hint: Any, value: Any, key: str, known: Sequence[str]) -> Any:
 
 
 def _nearest(value: Any, choices: Sequence[Any]) -> str:
-    """A question with the choice that is most like `value`, whole or in its last part; '' when none is."""
-    names = [str(choice) for choice in choices]
-    last = {name.rsplit(".", 1)[-1]: name for name in reversed(names)}
-    text = str(value)
-    near = difflib.get_close_matches(text, names, 1, 0.7) or difflib.get_close_matches(text, last, 1, 0.6)
-    near = near or difflib.get_close_matches(text.rsplit(".", 1)[-1], last, 1, 0.6)
-    return f"did you mean '{last.get(near[0], near[0])}'?" if near else ""
+    """A question with the choice that is most like `value`; '' when none is.
+
+    Of keys in dotted form, first those of the same table are looked at, then whole names, then last parts.
+    """
+    text, names = str(value), [str(choice) for choice in choices]
+    table, _, last = re.sub(r"\.\d+\.", ".N.", text).rpartition(".")
+    beside = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == table}
+    ends = {name.rpartition(".")[2]: name for name in reversed(names)}
+    others = {name: name for name in names if name not in beside.values()}
+    for typed, known, cutoff in ((last, beside, 0.6), (text, others, 0.8), (last, ends, 0.75)):
+        if near := difflib.get_close_matches(typed, known, 1, cutoff):
+            return f"did you mean '{known[near[0]]}'?"
+    return ""
 
 
 def wrong(key: str, value: Any, wanted: str, hint: str = "") -> UsageError:

@@ -34,6 +34,16 @@ OTHERS = {
 MEANT = {name: f"use {option}" for option, names in OTHERS.items() for name in names}
 MEANT |= dict.fromkeys(("--prompt", "--instruction", "-p", "--text"), INSTRUCTION)
 MEANT |= dict.fromkeys(("--guidance", "--guidance-scale", "--cfg", "--negative-prompt"), GUIDANCE)
+ONE_CLIP = 'previews are of one clip: kiwi edit INPUT "make it snowy" {option}'
+COLUMN = "instructions are in the table, in the column 'instruction'"
+NOT_OF_TABLES = {
+    "--preview": ONE_CLIP,
+    "--seeds": ONE_CLIP,
+    "--calibrate-cache": "ratios are measured on one clip: kiwi edit INPUT 'make it snowy' --calibrate-cache FILE",
+    **dict.fromkeys(("--output", "-o"), "results are named in the table's column 'output', and go into --out-dir DIR"),
+    **dict.fromkeys(("--instruction", "-i", "--prompt", "-p", "--text"), COLUMN),
+}
+"""Options of `kiwi edit` that `kiwi batch` has other ways for."""
 REFERENCES = "kiwi ref-edit takes reference pictures: kiwi ref-edit INPUT --ref IMAGE"
 
 
@@ -48,7 +58,7 @@ def words(error: typer.TyperException, given: Sequence[str]) -> tuple[str, str]:
         named = next((word for word in given if word.startswith(option) and os.path.lexists(word)), None)
         if named is not None:
             return f"no such option: {option}", f"a name that begins with a dash is typed with its folder: './{named}'"
-        return f"no such option: {option}", _meant(option, error.possibilities or (), command) or page
+        return f"no such option: {option}", _meant(option, error.possibilities or (), context) or page
     if message.startswith("Got unexpected extra argument") and context is not None:
         return _left_over(message, command, _usage(context), given)
     if message.startswith("Missing") and context is not None and command != "kiwi":
@@ -81,14 +91,37 @@ def _usage(context: Any) -> str:
     return " ".join(said)
 
 
-def _meant(option: str, near: Sequence[str], command: str) -> str:
+def _meant(option: str, near: Sequence[str], context: Any) -> str:
     """What an option that there is not is called here; empty when nothing comes near."""
+    command = _path(context)
     if command == "kiwi edit" and option in ("--ref", *OTHERS["--ref"]):
         return REFERENCES
-    if command.removeprefix("kiwi ") in EDITS and option in MEANT:
+    if command == "kiwi batch" and option in NOT_OF_TABLES:
+        return NOT_OF_TABLES[option].format(option=option)
+    if command.removeprefix("kiwi ") in (*EDITS, "batch") and option in MEANT:
         return MEANT[option]
-    best = difflib.get_close_matches(option, near, 1, 0.6)
-    return f"did you mean {best[0]}? {command} --help lists its options" if best else ""
+    if context is not None and option.lstrip("-").lower() in _arguments(context):
+        return f"it is an argument, typed without {option}: {_usage(context)}"
+    if option in _options_of_edit():
+        return f"{option} is an option of kiwi edit; {command} --help lists its own"
+    # Without the dashes, which every option has.
+    bare = {name.lstrip("-"): name for name in near}
+    best = difflib.get_close_matches(option.lstrip("-"), bare, 1, 0.65)
+    return f"did you mean {bare[best[0]]}? {command} --help lists its options" if best else ""
+
+
+def _arguments(context: Any) -> set[str]:
+    """The names of a command's arguments."""
+    return {str(param.name) for param in context.command.params if param.param_type_name == "argument"}
+
+
+def _options_of_edit() -> set[str]:
+    """The options of `kiwi edit` that come from the table of options, as they are typed."""
+    from kiwi_cli.base.option import rows
+    from kiwi_cli.editing.request import EditRequest
+
+    found = [row for name, row in rows(EditRequest).items() if name not in ("input", "instruction", "references")]
+    return {flag.strip() for row in found for flags in row.option.flags for flag in flags.split("/") if flag.strip()}
 
 
 def _left_over(message: str, command: str, usage: str, given: Sequence[str]) -> tuple[str, str]:

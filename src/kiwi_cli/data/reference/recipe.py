@@ -237,7 +237,7 @@ def load(name: str, changes: list[str]) -> Recipe:
     Raises:
         UsageError.
     """
-    tree = drawn().as_plain() if name == DRAWN else read_toml(Path(name))
+    tree = drawn().as_plain() if name == DRAWN else read_toml(Path(name), [DRAWN])
     for change in changes:
         override(tree, change)
     return Recipe.from_plain(tree)
