@@ -191,6 +191,38 @@ def test_bytes_are_those_of_the_tables() -> None:
     assert held == table_bytes(LAYOUT.rows, 4, 2 * 3 * 4)
 
 
+def high_water(work: Callable[[], object]) -> int:
+    """Bytes that are resident at the most while `work` runs, more than before it."""
+
+    def bytes_of(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pytest.skip("the system does not let the high water be set back")
+    before = bytes_of("VmRSS")
+    work()
+    return bytes_of("VmHWM") - before
+
+
+def test_a_state_is_saved_and_read_without_a_second_copy(tmp_path: Path) -> None:
+    shape = (16, 60, 80)  # 120 MB of tables
+    space = Workspace(tmp_path / "work", {}, EVERY, limit=1 << 30)
+    tables = space.tables(LAYOUT.rows, 4, shape)
+    for each in (tables.source, *tables.states):
+        each.normal_()
+    run = JointDenoising(LAYOUT, tables.states, SIGMAS, "unipc")
+    run.window = 1
+    space.keep({})
+    held = table_bytes(LAYOUT.rows, 4, 16 * 60 * 80)
+    assert high_water(lambda: space.save(run)) < 0.3 * held
+    again = Workspace(tmp_path / "work", {}, EVERY, limit=1 << 30)
+    assert high_water(lambda: again.load(LAYOUT.rows, 4, shape)) < 1.3 * held
+    assert torch.equal(again.tables(LAYOUT.rows, 4, shape).states[1], tables.states[1])
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_mapped_tables_leave_memory_as_work_goes_on(tmp_path: Path) -> None:
     """What is resident does not grow with the clip: 60 MB are written and read, and none of it stays."""

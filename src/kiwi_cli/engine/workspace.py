@@ -32,12 +32,14 @@ from kiwi_cli.base.whole import whole_file, write_text
 from kiwi_cli.engine.joint import JointDenoising
 from kiwi_cli.engine.layout import HOST_BYTES, table_bytes
 from kiwi_cli.errors import KiwiError, UsageError
+from kiwi_cli.weights.tensorfile import read_header, read_pieces
 
 Progress = Callable[[str, int, int], None]
 
 FORMAT = 1
 STATE = "state.json"
 OURS = "kiwi-work"
+TABLES = ("source", "even", "odd")
 
 
 @dataclass
@@ -119,8 +121,7 @@ class Workspace:
             if table_bytes(rows, states, int(np.prod(shape))) <= self.limit or self.folder is None:
                 source, even, odd = (torch.zeros(each) for each in shapes)
             else:
-                names = ("source", "even", "odd")
-                self._maps = tuple(self._map(name, each) for name, each in zip(names, shapes, strict=True))
+                self._maps = tuple(self._map(name, each) for name, each in zip(TABLES, shapes, strict=True))
                 source, even, odd = (torch.from_numpy(each) for each in self._maps)
             self._tables = Tables(source, (even, odd))
         return self._tables
@@ -191,7 +192,7 @@ class Workspace:
             if state.get("of") != OURS:
                 raise ValueError(OURS)
         except FileNotFoundError:
-            if any(entry.name.partition("-")[2] not in ("source", "even", "odd") for entry in self.folder.iterdir()):
+            if any(entry.name.partition("-")[2] not in TABLES for entry in self.folder.iterdir()):
                 raise _foreign(self.folder) from None
             return None  # killed before its first state
         except (OSError, ValueError, AttributeError) as error:
@@ -212,14 +213,9 @@ class Workspace:
         state = json.loads((self.folder / STATE).read_text(encoding="utf-8"))
         fixed = load_file(self.folder / state["fixed"])
         tables = self.tables(rows, states, shape)
-        held = load_file(self.folder / state["held"])
         if state["mapped"]:
             self._take_maps(tables)
-        else:
-            tables.source.copy_(held.pop("source"))
-            for place, name in enumerate(("even", "odd")):
-                if name in held:
-                    tables.states[place].copy_(held.pop(name))
+        held = _read(self.folder / state["held"], dict(zip(TABLES, (tables.source, *tables.states), strict=True)))
         self._fixed, self._fixed_name, self._saves = fixed, state["fixed"], state["saves"]
         pending = {int(row): value for row, value in held.items() if row.isdigit()}
         return Saved(state["step"], state["window"], fixed, pending)
@@ -229,7 +225,7 @@ class Workspace:
         if self.rank == 0:
             return
         assert self.folder is not None
-        for name, own in zip(("source", "even", "odd"), (tables.source, *tables.states), strict=True):
+        for name, own in zip(TABLES, (tables.source, *tables.states), strict=True):
             path = self.folder / f"0-{name}"
             own.copy_(torch.from_numpy(np.array(np.memmap(path, np.float32, "r", shape=tuple(own.shape)))))
 
@@ -317,6 +313,18 @@ class Workspace:
         self._tables, self._maps = None, ()
         if self.folder is not None and self.folder.is_dir() and self.rank == 0:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _read(path: Path, into: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The fp32 tensors of a file, but those that `into` has: they are read into that, a piece at a time."""
+    found: dict[str, torch.Tensor] = {}
+    for name, info in read_header(path).items():
+        tensor = into[name] if name in into else found.setdefault(name, torch.empty(info.shape))
+        values, done = tensor.view(-1).view(torch.uint8).numpy(), 0
+        for piece in read_pieces(path, info, 1 << 20):
+            values[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
+            done += len(piece)
+    return found
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
