@@ -17,6 +17,7 @@ from kiwi_cli.bench.suites import data
 from kiwi_cli.bench.suites.items import BENCHMARKS
 from kiwi_cli.cli.console import Console
 
+from .. import fakes
 from ..conftest import CHECKPOINT
 from . import miniature
 from .judge_server import KEY, Service, serve
@@ -81,6 +82,18 @@ def openve_run(tmp_path: Path, openve_data: Path) -> runs.Run:
 @pytest.fixture
 def quiet() -> Console:
     return Console(quiet=True)
+
+
+@pytest.fixture
+def loads(loaded: Any) -> Iterator[list[str]]:
+    """The small checkpoint, loaded once for the session; what the stages ask to load."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with fakes.loads(loaded) as asked:
+        yield asked
+    torch.set_num_threads(threads)
 
 
 Kiwi = Callable[..., tuple[int, str, str]]
