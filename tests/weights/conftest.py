@@ -14,6 +14,8 @@ from .forks import Forks
 from .hub_server import Hub, folder_contents, serve
 
 REPO = "linyq/kiwi-edit-5b-instruct-reference-diffusers"
+BIG = "vae/diffusion_pytorch_model.safetensors"  # 4 MB, the largest file
+SMALL = "processor/merges.txt"  # the last, since larger ones come first
 CODE = b"raise SystemExit('code of a repository was run')\n"
 
 Kiwi = Callable[..., subprocess.CompletedProcess[str]]
