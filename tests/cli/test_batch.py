@@ -229,7 +229,7 @@ def test_an_output_that_another_row_reads_is_refused(kiwi: Kiwi, folder: Path) -
 @pytest.mark.parametrize(
     ("text", "name", "words"),
     [
-        ("clip,instruction\na.mp4,x\n", "jobs.csv", "unknown column: 'clip'"),
+        ("what,instruction\na.mp4,x\n", "jobs.csv", "unknown column: 'what'"),
         ("instruction\nx\n", "jobs.csv", "has no column 'input'"),
         ("input,instruction,Input\na.mp4,x,b.mp4\n", "jobs.csv", "has the column 'input' twice"),
         ("input,instruction\n", "jobs.csv", "no rows in"),

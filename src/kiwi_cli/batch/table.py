@@ -8,6 +8,7 @@ Paths are relative to the table's folder.
 from __future__ import annotations
 
 import csv
+import difflib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -47,36 +48,36 @@ class Asked:
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a row cannot be used."""
+    """Why a row cannot be used. `of_table`: it is the table's, so that no row can be."""
 
     where: str
     reason: str
     hint: str = ""
+    of_table: bool = False
 
 
 def read_table(path: Path, base: Path | None = None) -> tuple[list[Asked], list[Fault]]:
-    """The edits of a table in order, and the faults of rows that ask for none.
+    """The edits of a table in order, and the faults of its first line and of rows that ask for no edit.
 
     Args:
         base: what paths are relative to; None: the table's folder.
 
     Raises:
-        UsageError: no such table, an unknown format, or a column that means nothing. MediaError: it cannot be read.
+        UsageError: no such table, an unknown format, no inputs, or a column twice. MediaError: it cannot be read.
     """
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"not a table of edits: '{path}'", f"use a {' or '.join(FORMATS)} file")
     if not path.is_file():
         raise UsageError(f"table not found: '{path}'", "pass the path of a .csv or .jsonl file")
-    read = _csv if path.suffix.lower() == ".csv" else _json_lines
     asked: list[Asked] = []
     faults: list[Fault] = []
     try:
-        for number, cells in read(path):
-            where = f"line {number}"
-            try:
-                asked.append(_asked(where, cells, base or path.parent))
-            except KiwiError as error:
-                faults.append(Fault(where, error.message, error.hint))
+        for number, cells in _csv(path, faults) if path.suffix.lower() == ".csv" else _json_lines(path):
+            found = _asked(f"line {number}", cells, base or path.parent)
+            if isinstance(found, Asked):
+                asked.append(found)
+            else:
+                faults += found
     except csv.Error as error:
         raise MediaError(f"'{path}' is no CSV: {error}", "separate cells with commas, and mend the quotes") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -86,11 +87,14 @@ def read_table(path: Path, base: Path | None = None) -> tuple[list[Asked], list[
     return asked, faults
 
 
-def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def _csv(path: Path, faults: list[Fault]) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """The rows' numbers and cells; columns that there are not are added to `faults`."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
-        names = [column_of(name) for name in next(reader, [])]
+        names = _named(next(reader, []), faults)
         if "input" not in names:
+            if faults:
+                raise UsageError(faults[0].reason, faults[0].hint)
             raise UsageError(f"'{path}' has no column 'input'", "name the columns in the first line: input,instruction")
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
@@ -101,7 +105,21 @@ def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
             if len(cells) != len(names):
                 yield reader.line_num, f"{len(cells)} cells for {len(names)} columns"
                 continue
-            yield reader.line_num, {name: cell for name, cell in zip(names, cells, strict=True) if cell.strip()}
+            rows = zip(names, cells, strict=True)
+            yield reader.line_num, {name: cell for name, cell in rows if cell.strip() and name in COLUMNS}
+
+
+def _named(first: list[str], faults: list[Fault]) -> list[str]:
+    """The columns that a first line names; others are noted, and taken for what was meant."""
+    names = [_plain(name) for name in first]
+    for at, name in enumerate(first):
+        try:
+            column_of(name)
+        except UsageError as error:
+            faults.append(Fault("line 1", error.message, error.hint, of_table=True))
+            meant = _nearest(name)
+            names[at] = meant if meant is not None and meant not in names else f"{at}: {name}"
+    return names
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
@@ -126,8 +144,7 @@ def column_of(name: str) -> str:
     Raises:
         UsageError: none.
     """
-    plain = name.strip().lower().lstrip("-").replace("-", "_").replace(" ", "_")
-    plain = OTHER_NAMES.get(plain, plain)
+    plain = _plain(name)
     if plain not in COLUMNS:
         some = "input, instruction, reference, output, seed, steps, start, duration, mask"
         hint = column_hint([name], [*OTHER_NAMES, *COLUMNS], MEANT)
@@ -137,18 +154,38 @@ def column_of(name: str) -> str:
     return plain
 
 
-def _asked(where: str, cells: dict[str, Any] | str, base: Path) -> Asked:
+def _plain(name: str) -> str:
+    """A column's name as options are named."""
+    plain = name.strip().lower().lstrip("-").replace("-", "_").replace(" ", "_")
+    return OTHER_NAMES.get(plain, plain)
+
+
+def _nearest(name: str) -> str | None:
+    """The column that was probably meant by one that there is not."""
+    plain = _plain(name)
+    if plain in MEANT:
+        return MEANT[plain]
+    near = difflib.get_close_matches(plain, COLUMNS, 1, 0.65)
+    return near[0] if near else None
+
+
+def _asked(where: str, cells: dict[str, Any] | str, base: Path) -> Asked | list[Fault]:
+    """The edit that a row asks for, or all that is wrong with its cells."""
     if isinstance(cells, str):
-        raise UsageError(cells, "mend or remove the line")
-    values = {}
+        return [Fault(where, cells, "mend or remove the line")]
+    values, faults = {}, []
     for name, cell in cells.items():
-        row = COLUMNS[column_of(name)]
         try:
+            row = COLUMNS[column_of(name)]
             values[row.name] = value_of(row, cell, base)
         except ValueError as error:
-            raise UsageError(f"{name} is {cell!r}: {error}", "mend the line") from None
-    if "input" not in values:
-        raise UsageError("no input", "say which clip is to be edited")
+            faults.append(Fault(where, f"{name} is {cell!r}: {error}", "mend the line"))
+        except KiwiError as error:
+            faults.append(Fault(where, error.message, error.hint))
+    if "input" not in values and not faults:
+        faults.append(Fault(where, "no input", "say which clip is to be edited"))
+    if faults:
+        return faults
     output = values.pop("output", None)
     return Asked(
         where, values.pop("input"), values.pop("instruction", ""), None if output is None else str(output), values

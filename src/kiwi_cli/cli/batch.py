@@ -141,7 +141,8 @@ def perform(asked: Sequence[Asked], faults: Sequence[Fault], batch: Batch, conso
 
     store = JobStore(batch.out)
     overwrite = bool(batch.values.get("overwrite"))
-    console.note(f"checking {count(len(asked) + len(faults), 'edit')}")
+    rows = {fault.where for fault in faults if not fault.of_table}
+    console.note(f"checking {count(len(asked) + len(rows), 'edit')}")
     begin = time.monotonic()
     values = {name: value for name, value in batch.values.items() if name not in ("output", "overwrite")}
     planner = Planner(batch.out, values, console, fetch=not batch.dry_run)
@@ -150,7 +151,7 @@ def perform(asked: Sequence[Asked], faults: Sequence[Fault], batch: Batch, conso
     bad = [*planned.faults, *standing.faults]
     for warning in planned.warnings:
         console.warn(warning)
-    if bad and not (batch.skip_bad and standing.jobs):
+    if bad and not (batch.skip_bad and standing.jobs and not any(fault.of_table for fault in bad)):
         raise UsageError(listed(bad), _hint(bad, len(standing.jobs)))
     for fault in bad:
         console.warn(f"left out: {fault.where}: {fault.reason}")
@@ -181,6 +182,8 @@ def _hint(bad: Sequence[Fault], good: int) -> str:
     hints = {fault.hint for fault in bad}
     if len(hints) == 1 and bad[0].hint:
         return bad[0].hint
+    if any(fault.of_table for fault in bad):
+        return "mend the first line of the table, and the others"
     return f"mend them, or go on with the other {good}: --skip-bad" if good else "mend them"
 
 
@@ -266,12 +269,15 @@ def listed(bad: Sequence[Fault]) -> str:
     """Every fault in one message, those of one reason together."""
     groups: dict[str, list[str]] = {}
     for fault in bad:
-        groups.setdefault(fault.reason, []).append(fault.where)
+        more = f" ({fault.hint})" if fault.of_table and len(bad) > 1 else ""
+        groups.setdefault(fault.reason + more, []).append(fault.where)
     lines = [f"{_places(places)}: {reason}" for reason, places in groups.items()]
     if len(lines) == 1:
         return lines[0]
-    more = [f"... and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
-    return "\n  ".join([f"{count(len(bad), 'edit')} cannot be used; nothing was begun", *lines[:LISTED], *more])
+    rest = [f"... and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
+    edits = count(len({fault.where for fault in bad}), "edit")
+    what = "the table" if any(fault.of_table for fault in bad) else edits
+    return "\n  ".join([f"{what} cannot be used; nothing was begun", *lines[:LISTED], *rest])
 
 
 def _places(places: Sequence[str]) -> str:
