@@ -73,6 +73,28 @@ class Terminal(io.StringIO):
         return True
 
 
+def test_talk_is_wrapped_at_words_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    note = "the model was trained for no more than: black-and-white, sepia, night, snow, negative, reference-background"
+    path = f"'/{'a-long-folder/' * 6}clip.mp4'"
+    error = (
+        f"2 edits cannot be used; nothing was begun\n  line 3: the file is cut off: {path}, 5 of 30 frames are there"
+    )
+    shown = {}
+    for stream in (Terminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        monkeypatch.setenv("COLUMNS", "60")
+        console = Console()
+        console.warn(note)
+        console.error(error, "mend them")
+        shown[type(stream)] = stream.getvalue()
+    assert shown[io.StringIO] == f"warning: {note}\nerror: {error}\n\nhint: mend them\n"
+    lines = shown[Terminal].splitlines()
+    assert all(len(line) <= 60 or line.strip() == f"{path}," for line in lines)
+    assert " ".join(shown[Terminal].split()) == " ".join(shown[io.StringIO].split())
+    listed = lines.index("  line 3: the file is cut off:")
+    assert lines[listed + 1 : listed + 3] == [f"    {path},", "    5 of 30 frames are there"]
+
+
 def report_windows(stages: Stages) -> None:
     """What a clip of three windows reports, with two steps in each."""
     stages("load", 1, 1)
@@ -94,6 +116,20 @@ def test_windows_share_one_line_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -
     assert last[0].startswith("load the model") and last[1].startswith("3 windows")
     assert "denoise" not in shown.getvalue() and "read the instruction" not in shown.getvalue()
     assert set(stages.seconds) == {"load", "instruction", "denoise", "decode"}
+
+
+def test_bars_give_way_to_the_words_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setenv("COLUMNS", "54")
+    with Console().stages({"decode": "decode and write"}) as stages:
+        stages("decode", 1, 4000)
+        time.sleep(0.3)
+        stages("decode", 2000, 4000)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue())
+    lines = [line for line in re.split(r"[\r\n]+", plain) if line.strip()]
+    assert lines and all(line.startswith("decode and write") for line in lines), lines
+    assert re.search(r"2000/4000 \d.* left\s*$", lines[-1])
 
 
 def test_windows_share_one_line_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterable
 from typing import Any
+
+WHOLE_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False, "replace_whitespace": False}
 
 
 def format_seconds(seconds: float) -> str:
@@ -35,6 +38,32 @@ def aligned(rows: Iterable[tuple[str, Any]], label: int) -> str:
             text = textwrap.fill(text, width, subsequent_indent=" " * label, break_on_hyphens=False)
         lines.append(text)
     return "\n".join(lines)
+
+
+def folded(text: str, width: int) -> str:
+    """Text whose lines end between words, each below its own beginning; a word longer than a line stays whole.
+
+    Args:
+        width: letters of a line; 0 leaves the text as it is.
+    """
+    lines = []
+    for line in text.split("\n"):
+        indent = " " * (len(line) - len(line.lstrip(" ")))
+        more = indent + "  " if indent else ""
+        fits = len(line) <= width or width <= 2 * len(more)
+        lines += [line] if fits else textwrap.wrap(line, width, subsequent_indent=more, **WHOLE_WORDS)
+    return "\n".join(lines)
+
+
+def width_of(stream: Any) -> int:
+    """Letters of a line on a terminal; 0 of anything else."""
+    try:
+        if not stream.isatty():
+            return 0
+        said = os.environ.get("COLUMNS", "")
+        return int(said) if said.isdigit() else os.get_terminal_size(stream.fileno()).columns
+    except (AttributeError, OSError, ValueError):
+        return 0
 
 
 def count(number: int, noun: str) -> str:

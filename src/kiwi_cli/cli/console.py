@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from kiwi_cli.base.events import WINDOWS, Stages, Transfer
-from kiwi_cli.base.text import count, format_seconds
+from kiwi_cli.base.text import count, folded, format_seconds, width_of
 from kiwi_cli.errors import KiwiError
 
 if TYPE_CHECKING:
@@ -77,11 +77,11 @@ class Console:
 
     @staticmethod
     def _write(stream: Any, text: str) -> None:
-        """A line of talk. A terminal that is gone, or a closed stream, must not end the work."""
+        """A line of talk, wrapped at words on a terminal. One that is gone, or is closed, must not end the work."""
         if stream is None:
             return
         with suppress(OSError, ValueError):
-            stream.write(text.encode("utf-8", "backslashreplace").decode() + "\n")
+            stream.write(folded(text.encode("utf-8", "backslashreplace").decode(), width_of(stream)) + "\n")
             stream.flush()
 
     @contextmanager
@@ -156,6 +156,7 @@ def _report(text: str, utf8: bool = False) -> None:
 def columns() -> tuple[Any, ...]:
     """The label, the bar, the count where there is something to count, and the time it took or will take."""
     from rich.progress import BarColumn, ProgressColumn, TextColumn
+    from rich.table import Column
     from rich.text import Text
 
     class Count(ProgressColumn):
@@ -173,7 +174,9 @@ def columns() -> tuple[Any, ...]:
             left = None if task.finished else task.time_remaining
             return Text(took if left is None else f"{took}, {format_seconds(left)} left")
 
-    return TextColumn("{task.description:<21}"), BarColumn(24), Count(), Time()
+    # Where the terminal is narrow the bar gives way, not the words.
+    label = TextColumn("{task.description:<21}")
+    return label, BarColumn(24), Count(Column(no_wrap=True)), Time(Column(no_wrap=True))
 
 
 class WindowClock:
