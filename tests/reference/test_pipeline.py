@@ -137,7 +137,14 @@ def test_what_is_written_reads_back_as_rows(run: Run) -> None:
         assert Image.open(io.BytesIO(row.reference)).format == "PNG"
     card = (run.out / "card.md").read_text()
     assert f"| kept | {len(back)} |" in card and "| similarity | 0.5 |" in card
-    assert Image.open(run.out / "samples.png").width > 500
+
+
+def test_the_sheet_has_no_empty_band(run: Run) -> None:
+    sheet = np.asarray(Image.open(run.out / "samples.png").convert("L"))
+    assert sheet.shape[1] > 500
+    empty = "".join(".#"[bool(line.min() < 255)] for line in sheet)
+    assert max(map(len, empty.split("#"))) < 20 and empty.count("#") > 200
+    assert (sheet[28:160, 2:126] < 255).any(axis=1).sum() >= 120  # a clip of 64 pixels fills its place
 
 
 class Counting(running.StageWork):

@@ -7,10 +7,11 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from kiwi_cli.base.version import __version__
 from kiwi_cli.base.whole import whole_file, write_text
@@ -24,7 +25,7 @@ TABLE, VERDICTS, CARD, SHEET = "reference.parquet", "verdicts.jsonl", "card.md",
 ROWS, RECIPE = "rows.jsonl", "recipe.json"
 """The rows as they went in, with their nearest ones, and the recipe of the last run: what the page is made from."""
 GROUP = 256  # rows of a row group, whose pictures are in memory together
-SAMPLES, TILE = 6, 128  # of each sort of row in the sheet; pixels
+SAMPLES, TILE, HEADING = 6, 128, 28  # of each sort of row in the sheet; pixels
 
 
 def write(out: Path, rows: Sequence[Triplet | BadTriplet], recipe: Recipe, standing: Standing) -> Path:
@@ -152,31 +153,48 @@ def write_sheet(out: Path, rows: Sequence[Triplet | BadTriplet], standing: Stand
         stage = "kept" if row.key in kept else standing.dropped.get(row.key, ("", ""))[0]
         if stage and len(sorts[stage]) < SAMPLES:
             sorts[stage].append(row)
-    shown = {name: some for name, some in sorts.items() if some}
-    lines = sum(1 + len(some) for some in shown.values())
-    sheet = Image.new("RGB", (4 * TILE + 420, max(1, lines) * TILE), "white")
-    draw, top = ImageDraw.Draw(sheet), 0
-    for name, some in shown.items():
-        title = "kept: source, target, mask, reference" if name == "kept" else f"dropped by {name}"
-        draw.text((8, top + TILE - 20), title, "black")
-        top += TILE
-        for row in some:
-            for place, picture in enumerate(pictures(out, row)):
-                if picture is not None:
-                    picture.thumbnail((TILE - 4, TILE - 4))
-                    sheet.paste(picture, (place * TILE + 2, top + 2))
-            why = standing.dropped.get(row.key, ("", ""))[1]
-            words = f"{row.label}: {row.prompt}\n{why}"
-            draw.multiline_text((4 * TILE + 8, top + 8), _wrapped(words, 66), "black")
-            top += TILE
+    bands: list[Image.Image] = []
+    for name, some in sorts.items():
+        if some:
+            bands.append(_band(HEADING, name if name == "kept" else f"dropped by {name}"))
+            bands += [_row_band(out, row, standing.dropped.get(row.key, ("", ""))[1]) for row in some]
+    heights = [band.height for band in bands]
+    sheet = Image.new("RGB", (4 * TILE + 420, max(HEADING, sum(heights))), "white")
+    for band, top in zip(bands, accumulate(heights, initial=0), strict=False):
+        sheet.paste(band, (0, top))
     with whole_file(out / SHEET) as part:
         sheet.save(part, format="PNG")
+
+
+def _band(height: int, title: str) -> Image.Image:
+    """A strip of the sheet with the names of a sort of rows and of the columns."""
+    band = Image.new("RGB", (4 * TILE + 420, height), "#e8eaed")
+    draw, font = ImageDraw.Draw(band), ImageFont.load_default(13)
+    for place, name in enumerate(("source", "target", "mask", "reference", title)):
+        draw.text((place * TILE + (8 if name == title else 2), 6), name, "black", font)
+    return band
+
+
+def _row_band(out: Path, row: Triplet, why: str) -> Image.Image:
+    """A strip of the sheet with a row's pictures, each as large as its tile, and its words."""
+    room = (TILE - 4, TILE - 4)
+    tiles = [None if picture is None else ImageOps.contain(picture, room) for picture in pictures(out, row)]
+    height = max([64, *(tile.height + 4 for tile in tiles if tile is not None)])  # 64: four lines of words
+    band = Image.new("RGB", (4 * TILE + 420, height), "white")
+    draw, font = ImageDraw.Draw(band), ImageFont.load_default(13)
+    for place, tile in enumerate(tiles):
+        if tile is not None:
+            at = (place * TILE + 2, 2)
+            band.paste(tile, at)
+            draw.rectangle((at[0], at[1], at[0] + tile.width - 1, at[1] + tile.height - 1), outline="#c0c4c9")
+    draw.multiline_text((4 * TILE + 8, 2), _wrapped(f"{row.label}: {row.prompt}\n{why}", 60), "black", font, spacing=2)
+    return band
 
 
 def _wrapped(text: str, width: int) -> str:
     import textwrap
 
-    lines = [line for part in text.split("\n") for line in textwrap.wrap(part, width)][:6]
+    lines = [line for part in text.split("\n") for line in textwrap.wrap(part, width)][:4]
     # The built-in font has these letters only.
     return "\n".join(lines).encode("latin-1", "replace").decode("latin-1")
 
