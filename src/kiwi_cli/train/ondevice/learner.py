@@ -45,6 +45,7 @@ class Learner:
             value.requires_grad_(True)
         self.device = next(iter(self.parameters.values())).device
         self.optimiser = MuonAdamW(self.parameters, lr, betas=betas, is_hidden=is_hidden)
+        self.optimiser.prepare()
         self._rate = torch.zeros((), device=self.device)
         self._share = torch.zeros((), device=self.device)
         self.ema = Ema(self.parameters, decay) if decay else None
@@ -150,6 +151,7 @@ class Learner:
         for name, parameter in self.parameters.items():
             parameter.copy_(parts["weight"][name])
         restore_optimiser(self.optimiser, self.parameters, parts["optimiser"])
+        self.optimiser.prepare()  # what is in no older state, and counts, to the device
         steps, self.lr = tensors["progress"].tolist()
         self.steps = int(steps)
         if self.ema is not None:
