@@ -7,6 +7,7 @@ know what it is about.
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 from .conftest import ROOT
@@ -42,6 +43,7 @@ NEVER = {  # what a room may not import from outside, whenever
 }
 
 
+@cache
 def files() -> dict[str, Path]:
     """Every file of the package by its place: 'video/clip', 'weights/__init__', 'errors'."""
     return {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
@@ -56,6 +58,7 @@ def file_of(module: str, known: dict[str, Path]) -> str | None:
     return None
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """All modules that a file imports, and for `from a import b` also 'a.b', which may be one."""
     found: set[str] = set()
@@ -68,6 +71,7 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+@cache
 def arrows() -> dict[str, set[str]]:
     """For every file of the package, by its place, the others that it imports from."""
     known, found = files(), {}
