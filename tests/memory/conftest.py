@@ -16,13 +16,13 @@ from ..conftest import CHECKPOINT
 from .work import Watched
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def full() -> Any:
     """The released 5B in bf16 on `meta`: shapes and precisions, no data."""
     return random_pipeline("5b", torch.device("meta"), torch.bfloat16)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def weights(full: Any) -> mem.Weights:
     return weigh(full.units)
 

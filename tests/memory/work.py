@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,18 @@ from ..conftest import random_frames
 
 GB = 1e9
 FULL = (81, 704, 1280, 3)
-FRAMES = random_frames(9)
+FRAMES = random_frames(5)
 
 
 def work_of(pipe: Any, shape: tuple[int, ...] = FULL, references: int = 1) -> Demand:
     """An edit's demand, with the prompt of a full clip."""
     frames = np.broadcast_to(np.zeros(1, np.uint8), shape)
-    inputs = pipe.inputs(np.zeros((16, *shape[1:]), np.uint8), "make it snowy")
-    return demand_of(pipe, frames, references, inputs)
+    return demand_of(pipe, frames, references, prompt_of(pipe, shape[1:]))
+
+
+@cache
+def prompt_of(pipe: Any, shape: tuple[int, ...]) -> Any:
+    return pipe.inputs(np.zeros((16, *shape), np.uint8), "make it snowy")
 
 
 class Watched(Residency):
