@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from kiwi_cli.base import hardware
 from kiwi_cli.bench.speed import clock, diffusers_path, fit
 from kiwi_cli.bench.speed.operations import coder_operations, counted
 from kiwi_cli.bench.speed.request import SpeedRequest
+from kiwi_cli.cli import run
 from kiwi_cli.engine.devices import choose_device
 from kiwi_cli.engine.estimate import DECODE_TFLOP, ENCODE_TFLOP
 from kiwi_cli.engine.random_model import random_pipeline
@@ -24,13 +29,25 @@ from kiwi_cli.engine.random_model import random_pipeline
 from .cli.terminal import inside
 
 SMALL = ("bench", "speed", "--model", "small", "--size", "64x64", "--frames", "5", "--steps", "3", "--device", "cpu")
+ONCE = (*SMALL, "--warmups", "0", "--repeats", "1")
 
 
-@pytest.fixture(autouse=True)
-def _small_product(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def _small_product() -> Iterator[None]:
     """The rate of the device is asked for in every run; nothing here depends on its value."""
-    monkeypatch.setitem(clock.PRODUCT_SIDE, "cpu", 256)
-    monkeypatch.setattr(clock, "RATE_SECONDS", 0.02)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(clock.PRODUCT_SIDE, "cpu", 256)
+        patch.setattr(clock, "RATE_SECONDS", 0.02)
+        yield
+
+
+@pytest.fixture(scope="module")
+def once(_small_product: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """What one run says, and the folder of what it kept."""
+    kept = tmp_path_factory.mktemp("speed") / "new" / "kept"
+    with redirect_stdout(io.StringIO()) as out:
+        assert run([*ONCE, "--save", str(kept), "--json", "-q"]) == 0
+    return json.loads(out.getvalue()), kept
 
 
 def test_every_stage_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,9 +71,8 @@ def test_every_stage_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert data["approximations"] == [] and data["date"].startswith("20")
 
 
-def test_a_floor_is_the_counted_operations_at_the_measured_rate(capsys: pytest.CaptureFixture[str]) -> None:
-    _, out, _ = inside(capsys, *SMALL, "--warmups", "0", "--repeats", "1", "--json", "-q")
-    data = json.loads(out)
+def test_a_floor_is_the_counted_operations_at_the_measured_rate(once: tuple[dict[str, Any], Path]) -> None:
+    data, _ = once
     stages, counts, floors = data["stages"], data["tflop"], data["floor"]
     assert counts["denoise"] == pytest.approx(3 * counts["step"])
     for name in ("instruction", "encode", "step", "denoise", "decode"):
@@ -126,7 +142,7 @@ def test_a_cuda_device_has_a_number(name: str, monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_an_approximate_mode_is_named(options: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = inside(capsys, *SMALL, "--warmups", "0", "--repeats", "1", *options, "--json", "-q")
+    code, out, err = inside(capsys, *ONCE, *options, "--json", "-q")
     assert code == 0, err
     data = json.loads(out)
     assert any(words in line and "NOT exact" in line for line in data["approximations"])
@@ -134,24 +150,24 @@ def test_an_approximate_mode_is_named(options: tuple[str, ...], words: str, caps
     assert data["tflop"]["denoise"] == pytest.approx(computed * data["tflop"]["step"])
 
 
-def test_what_comes_out_can_be_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = inside(capsys, *SMALL, "--warmups", "0", "--repeats", "1", "--save", tmp_path / "new" / "kept")
-    assert code == 0, err
-    frames, latents = (np.load(tmp_path / "new" / "kept" / f"{name}.npy") for name in ("frames", "latents"))
+def test_what_comes_out_can_be_kept(once: tuple[dict[str, Any], Path]) -> None:
+    frames, latents = (np.load(once[1] / f"{name}.npy") for name in ("frames", "latents"))
     assert frames.shape == (5, 64, 64, 3) and frames.dtype == np.uint8 and latents.shape == (1, 48, 2, 4, 4)
 
 
-def test_a_level_of_memory_does_not_change_the_latents(capsys: pytest.CaptureFixture[str]) -> None:
-    hashes = set()
-    for level in ("resident", "swap"):
-        code, out, err = inside(capsys, *SMALL, "--warmups", "0", "--repeats", "1", "--memory", level, "--json", "-q")
-        assert code == 0, err
-        hashes.add(json.loads(out)["latents"])
-    assert len(hashes) == 1
+def test_a_level_of_memory_does_not_change_the_latents(
+    once: tuple[dict[str, Any], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    resident, _ = once
+    code, out, err = inside(capsys, *ONCE, "--memory", "swap", "--json", "-q")
+    assert code == 0, err
+    swapped = json.loads(out)
+    assert resident["plan"].startswith("memory: resident") and swapped["plan"].startswith("memory: swap")
+    assert swapped["latents"] == resident["latents"]
 
 
 def test_the_table_names_the_rate_and_the_device(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = inside(capsys, *SMALL, "--warmups", "0", "--repeats", "1")
+    code, out, _ = inside(capsys, *ONCE)
     assert code == 0
     for words in ("step, median", "TFLOP/s", "of the floor", "matrix product", "edit, cold", "write", "cpu", "float32"):
         assert words in out
@@ -212,6 +228,7 @@ def test_what_does_not_fit_the_host_is_refused_before_it_begins(
     fit.check_room(request, torch.device("cpu"), torch.float32)
 
 
+@cache
 def on_meta_only(size: str, device: torch.device, dtype: torch.dtype, **options: Any) -> Any:
     assert device.type == "meta"
     return random_pipeline(size, device, dtype, **options)
@@ -227,8 +244,7 @@ def test_what_does_not_fit_the_device_is_refused_before_it_begins(
 
 
 def test_the_library_is_left_out_where_it_cannot_work(capsys: pytest.CaptureFixture[str]) -> None:
-    stream = ("--memory", "stream", "--against", "diffusers", "--warmups", "0", "--repeats", "1")
-    code, out, err = inside(capsys, *SMALL, *stream)
+    code, out, err = inside(capsys, *ONCE, "--memory", "stream", "--against", "diffusers")
     assert code == 0 and "the library is not timed" in out, err
 
 
