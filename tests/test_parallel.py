@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -72,26 +73,46 @@ sys.exit(run(sys.argv[1:]))
 """
 
 
+FORK = """
+import os, sys
+import kiwi_cli.editing.session, kiwi_cli.editors.kiwi, kiwi_cli.engine.parallel, kiwi_cli.engine.pipeline
+folder, program = sys.argv[1:3]
+children = []
+for rank in range(2):
+    if not (child := os.fork()):
+        break
+    children.append(child)
+else:
+    print(*(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+    sys.exit()
+os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+for stream, name in ((1, "out"), (2, "err")):
+    os.dup2(os.open(f"{folder}/{rank}.{name}", os.O_WRONLY | os.O_CREAT), stream)
+sys.argv = ["-c", *sys.argv[3:]]
+exec(program, {"__name__": "__main__"})
+"""
+"""Imports the libraries once, and is both processes of a program, each with a place of its own for what it says."""
+
+
 def start_two(program: str, *arguments: object, code: int = 0) -> list[tuple[str, str]]:
-    """Two processes as torchrun starts them, which end with that code; (stdout, stderr) of each."""
+    """Two processes with what torchrun gives them, which end with that code; (stdout, stderr) of each."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, *map(str, arguments)],
+    with tempfile.TemporaryDirectory() as folder:
+        both = subprocess.run(
+            [sys.executable, "-c", FORK, folder, program, *map(str, arguments)],
             cwd=ROOT,
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            env={**shared, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
             text=True,
+            timeout=200,
+            check=False,
         )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=200) for process in processes]
-    assert [process.returncode for process in processes] == [code, code], outputs
-    return outputs
+        outputs = [tuple(Path(folder, f"{rank}.{name}").read_text() for name in ("out", "err")) for rank in range(2)]
+    assert both.stdout.split() == [str(code)] * 2, (both.stderr, outputs)
+    return outputs  # type: ignore[return-value]
 
 
 Two = tuple[Path, list[tuple[str, str]]]
