@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -319,9 +318,12 @@ def test_what_the_language_model_sees_is_counted_as_it_is_built(
 
 
 @pytest.mark.parametrize("options", [(), ("--model", CHECKPOINT, "--device", "cuda")], ids=["a large model", "cuda"])
-def test_what_would_be_refused_for_want_of_a_gpu_is_no_success(options: tuple[Any, ...], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "kiwi_cli", "edit", str(CLIP), "x", *map(str, options), "--dry-run"]
-    environment = {**os.environ, "PATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
-    assert done.returncode == 1 and done.stdout.startswith("input "), done.stderr
-    assert "error: " in done.stderr and ("--model tiny" in done.stderr or options)
+def test_what_would_be_refused_for_want_of_a_gpu_is_no_success(
+    options: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.chdir(tmp_path)
+    code, out, err = inside(capsys, "edit", CLIP, "x", *options, "--dry-run")
+    assert code == 1 and out.startswith("input "), err
+    assert "error: " in err and ("--model tiny" in err or options)
