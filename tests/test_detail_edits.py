@@ -175,6 +175,7 @@ def test_a_comparison_shows_the_same(run: Callable[..., Any], clip: Path, tmp_pa
     assert np.array_equal(beside[:, labels:, SIZE[0] :], made[:, labels:])
 
 
+@pytest.mark.slow
 def test_the_embedded_model_takes_the_sources_edges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By itself: a clip turns to night with its own size, sound and edges, in H.264 as it is written by default."""
     source = np.stack(frames_of(CLIP)[:10])

@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from ..conftest import CHECKPOINT
 from .conftest import BIG, REPO, SMALL, Kiwi, files_below
 from .hub_server import COMMIT, Hub
@@ -29,6 +31,7 @@ def test_fetch_then_use_it_without_a_request(hub: Hub, kiwi: Kiwi, repo_folder: 
     assert not hub.requests
 
 
+@pytest.mark.slow
 def test_a_job_makes_no_request(hub: Hub, kiwi: Kiwi) -> None:
     assert kiwi("download").returncode == 0
     hub.requests.clear()
