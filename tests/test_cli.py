@@ -58,9 +58,7 @@ def test_edit_gives_the_clip_back_with_size_rate_frames_and_sound(tmp_path: Path
 def test_ref_edit_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.mp4"
     pictures = ("--ref", REFERENCE, "--ref", REFERENCE)
-    code, stdout, err = inside(
-        capsys, "ref-edit", CLIP, *pictures, *FAST, "--frames", 5, "-o", out, "--json", "-q"
-    )
+    code, stdout, err = inside(capsys, "ref-edit", CLIP, *pictures, *FAST, "--frames", 5, "-o", out, "--json", "-q")
     assert (code, err) == (0, "")
     data = json.loads(stdout)
     assert data["output"] == str(out) and data["frames"] == 5 and (data["width"], data["height"]) == (480, 270)
