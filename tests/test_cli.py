@@ -124,7 +124,8 @@ def test_an_existing_output_is_replaced_when_asked(tmp_path: Path, capsys: pytes
     assert len(frames_of(out)) == 2
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_edit_leaves_nothing(how: int, tmp_path: Path) -> None:
     out = tmp_path / "out.mp4"
     command = [sys.executable, "-m", "kiwi_cli", "edit", str(CLIP), "x", *FAST, "--frames", "5"]

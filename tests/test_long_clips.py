@@ -252,6 +252,7 @@ def test_a_folder_in_the_way_is_refused(model: Path, clip: Path, loaded: Any, tm
 # -- clips that are not as one would like them --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_with_a_cut_at_every_frame_each_is_an_edit_of_its_own(model: Path, loaded: Any, tmp_path: Path) -> None:
     clip = write(tmp_path / "long", [next(scene(seed, 1, size=SIZE)) for seed in range(10)])
     plan = fakes.plan(clip, tmp_path / "out", **options(model))

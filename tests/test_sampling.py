@@ -126,7 +126,8 @@ def test_unipc_is_of_second_order_on_gaussian_latents() -> None:
         assert errors["euler", steps * 2] > errors["euler", steps] / 2.3
 
 
-@pytest.mark.parametrize("name", [pytest.param("instruct", marks=pytest.mark.slow), "reference"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["instruct", "reference"])
 def test_unipc_is_nearer_to_the_end_of_the_path(pipe: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The transformer's own field against 400 Euler steps, the time embedding held at one timestep.
 

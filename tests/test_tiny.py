@@ -50,6 +50,7 @@ def test_it_is_small_and_plain() -> None:
     assert OFFERS and set(OFFERS) <= set(KINDS)
 
 
+@pytest.mark.slow
 def test_held_out_instructions_are_followed(editor: Any) -> None:
     """Wordings and scenes it has not seen: the result is nearest to the truth of what was asked, of all 13 truths and
     the source, in three cases of four; and to the truth's edges, not to a formless colour."""

@@ -97,13 +97,13 @@ def test_a_level_is_its_row(
 
 
 def test_tiled_is_another_result_and_a_whole_clip(pipe: Any, managed: Any) -> None:
-    frames = random_frames(5, 320, 320)
+    frames = random_frames(5, 32, 288)  # wider than a tile
     latents = pipe.encode_source(frames)
     tiled = np.concatenate(list(managed(mem.Placement(mem.LEVELS["tiled"])).decode(latents, 5)))
     whole = np.concatenate(list(pipe.decode(latents, 5)))
     assert tiled.shape == whole.shape
-    # 6.7 levels measured: the random decoder's pictures are nearly noise.
-    assert np.abs(tiled.astype(int) - whole).mean() == pytest.approx(6.7, rel=0.1)
+    # 10.4 levels measured: the random decoder's pictures are nearly noise.
+    assert np.abs(tiled.astype(int) - whole).mean() == pytest.approx(10.4, rel=0.1)
 
 
 def test_the_librarys_own_offload_still_works(pipe: Any) -> None:
