@@ -16,6 +16,8 @@ import pytest
 
 from kiwi_cli.base.events import WINDOWS, Stages
 from kiwi_cli.base.text import count, format_bytes, format_seconds
+from kiwi_cli.batch.jobs import Job, JobStore, job_id
+from kiwi_cli.cli.batch_view import view
 from kiwi_cli.cli.console import Console, WindowClock
 from kiwi_cli.editing.session import STAGES
 
@@ -177,6 +179,35 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     assert code == 130 and "interrupted; nothing was written" in shown and "Traceback" not in shown
     assert "\x1b[?25h" in shown  # the cursor is back
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_watch_ends_with_ctrl_c_and_says_that_the_run_does_not(tmp_path: Path) -> None:
+    store = JobStore(tmp_path)
+    store.begin("edits")
+    store.write_jobs([Job(job_id(name), name, output=name) for name in ("a.mp4", "b.mp4")])
+    code, shown = at_a_terminal(["status", str(tmp_path), "--watch"], until="2 waiting", keys=b"\x03")
+    assert code == 130 and "error: interrupted; 0 of 2 are done, and whoever works at the rest goes on" in shown
+    assert "nothing was written" not in shown
+
+
+def test_a_clips_name_is_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+    with view(Console(), "clips") as told:
+        told.settled(0, 0, 2)
+        told.advanced(Job("1", "[/b].mp4"), "denoise", 1, 2)
+    assert "[/b].mp4: denoise" in shown.getvalue()
+
+
+def test_a_run_that_is_done_has_no_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kiwi_cli.cli.batch_view.PLAIN_INTERVAL", 0)
+    with view(Console(), "clips") as told:
+        for done in range(3):
+            told.settled(done, 0, 2)
+    assert [" left" in line for line in capsys.readouterr().err.splitlines()] == [False, True, False]
 
 
 def test_the_first_word_comes_before_the_libraries(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ class View(Told):
         left = self.left()
         words = [f"{done} of {total} {self.noun} done"]
         words += [f"{failed} failed"] if failed else []
-        words += [f"about {format_seconds(left)} left"] if left is not None else []
+        words += [f"about {format_seconds(left)} left"] if left else []
         self.console.note(", ".join(words) + (f"; at {self._at}" if self._at else ""))
 
 

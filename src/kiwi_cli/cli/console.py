@@ -175,7 +175,7 @@ def columns() -> tuple[Any, ...]:
             return Text(took if left is None else f"{took}, {format_seconds(left)} left")
 
     # Where the terminal is narrow the bar gives way, not the words.
-    label = TextColumn("{task.description:<21}")
+    label = TextColumn("{task.description:<21}", markup=False)  # a clip may be called "[/b].mp4"
     return label, BarColumn(24), Count(Column(no_wrap=True)), Time(Column(no_wrap=True))
 
 

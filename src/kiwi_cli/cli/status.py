@@ -12,7 +12,7 @@ from kiwi_cli.base.text import aligned, count, format_seconds
 from kiwi_cli.cli import options
 from kiwi_cli.cli.console import Console
 from kiwi_cli.cli.root import app
-from kiwi_cli.errors import UsageError
+from kiwi_cli.errors import EXIT_INTERRUPTED, KiwiError, UsageError
 
 if TYPE_CHECKING:
     from kiwi_cli.batch.status import Status, WorkerStatus
@@ -61,7 +61,13 @@ def status(
         console.result(text(found), found.as_plain())
         if not watch or found.is_over:
             return
-        time.sleep(every)
+        try:
+            time.sleep(every)
+        except KeyboardInterrupt:
+            raise KiwiError(
+                f"interrupted; {found.done} of {found.jobs} are done, and whoever works at the rest goes on",
+                exit_code=EXIT_INTERRUPTED,
+            ) from None
 
 
 def text(status: Status) -> str:

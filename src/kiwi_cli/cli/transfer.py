@@ -60,7 +60,7 @@ def rich_transfer(label: str, total: int) -> Iterator[RichTransfer]:
         return Column(no_wrap=True, **more)
 
     columns = (
-        TextColumn("{task.description}", table_column=one_line(max_width=24, overflow="ellipsis")),
+        TextColumn("{task.description}", markup=False, table_column=one_line(max_width=24, overflow="ellipsis")),
         BarColumn(bar_width=14),
         DownloadColumn(table_column=one_line()),
         TransferSpeedColumn(table_column=one_line()),
