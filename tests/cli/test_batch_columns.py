@@ -47,3 +47,14 @@ def test_a_row_has_all_of_its_faults(folder: Path, capsys: pytest.CaptureFixture
     err = inside(capsys, "batch", path, "--out-dir", "out", *MODEL)[2]
     for words in ("error: 1 edit cannot be used", "seed is 'x'", "steps is 'y'", "unknown column: 'zzzz'"):
         assert words in err, (words, err)
+
+
+def test_paths_that_are_meant_from_here_and_not_from_the_table(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "tables").mkdir()
+    path = folder / "tables/jobs.csv"
+    path.write_text("input,instruction\na.mp4,x\nb.mp4,y\n")
+    code, _, err = inside(capsys, "batch", path, "--out-dir", "out", *MODEL)
+    assert code == 2 and err.count("input not found: '") == 2 and "seen from its own folder, or from --base" in err
+    assert inside(capsys, "batch", path, "--base", ".", "--out-dir", "out", *MODEL, "--dry-run")[0] == 0

@@ -152,7 +152,8 @@ class Planner:
         check_used(request.choice, request.sampling)
         found = _stat(request.input)
         if found is None:
-            raise UsageError(f"input not found: '{each.input}'", "mend its path")
+            in_table = "; a table's paths are seen from its own folder, or from --base" if _line(each.where) else ""
+            raise UsageError(f"input not found: '{each.input}'", f"mend its path{in_table}")
         is_folder = stat.S_ISDIR(found.st_mode)
         name = each.output or name_like(request.input, _kind(request.input, is_folder))
         request = request.changed(output=Path(self._checked_name(name, is_folder)))
