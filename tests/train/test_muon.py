@@ -18,6 +18,19 @@ def test_directions_have_singular_values_near_one() -> None:
         assert aligned > 0  # downhill
 
 
+def test_directions_of_many_matrices_are_at_least_as_near_to_the_exact_ones() -> None:
+    torch.manual_seed(0)
+    updates = torch.randn(6, 24, 64)
+    exact = updates.double() / torch.linalg.matrix_norm(updates.double(), keepdim=True)
+    for _ in range(5):
+        gram = exact @ exact.mT
+        exact = 3.4445 * exact + (-4.7750 * gram + 2.0315 * gram @ gram) @ exact
+    alone = torch.stack([orthogonalised(update) for update in updates])
+    ways = [float((found.double() - exact).norm() / exact.norm()) for found in (orthogonalised(updates), alone)]
+    assert ways[0] < 0.02 and ways[1] < 0.05  # what is added to a product is not rounded before
+    assert ways[0] < ways[1]
+
+
 def test_which_parameters_are_hidden_matrices() -> None:
     matrix = torch.zeros(4, 4)
     assert is_hidden_matrix("transformer.blocks.0.attn1.to_q.weight", matrix)
@@ -78,7 +91,7 @@ def test_by_groups_of_a_shape_it_steps_as_one_by_one() -> None:
     alone = stepped(False, 0.01)
     for lr in (0.01, torch.tensor(0.01)):
         for first, second in zip(alone, stepped(True, lr), strict=True):
-            # Products of matrices in bfloat16 are summed in another order; a step here moves a weight by 0.01.
-            assert torch.allclose(first, second, atol=4e-4)
+            # Alone, a direction is rounded to bfloat16 more often, by some hundredths; a step moves a weight by 0.01.
+            assert torch.allclose(first, second, atol=8e-4)
     for first, second in zip(stepped(True, 0.01), stepped(True, 0.01, between=True), strict=True):
         assert torch.equal(first, second)
