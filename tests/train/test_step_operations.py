@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kiwi_cli.train.model import KiwiTrainModel
 from kiwi_cli.train.ondevice import autoencoder
 from kiwi_cli.train.ondevice.learner import Learner
+from kiwi_cli.train.ondevice.narrow import Narrow
 from kiwi_cli.train.ondevice.objective import Objective
 
 from .test_ondevice import CPU, encoder, form, tiny
@@ -80,3 +81,31 @@ def test_the_autoencoders_first_step_does_what_later_ones_do(frames: int) -> Non
     pixels = torch.rand(1, 3, frames, 32, 32, generator=random) * 2 - 1
     first, later = (counted(learner, lambda: autoencoder.loss(vae, pixels, random)) for _ in range(2))
     assert first == later
+
+
+def test_weights_cast_together_have_the_loss_and_gradients_of_autocast() -> None:
+    """And in fewer operations: one for a cast of all, where autocast has one for each and one for each gradient."""
+    model = KiwiTrainModel.from_folder(tiny(), torch.float32)
+    parameters = trained(model)
+    for value in parameters.values():
+        value.requires_grad_(True)
+    objective, asked = Objective(model, CPU, torch.bfloat16), form("clip", False, False)
+    narrow = Narrow(model, torch.bfloat16)
+
+    def graded(call: Callable[[Callable[[], torch.Tensor]], torch.Tensor]) -> tuple[torch.Tensor, list[Any], int]:
+        model.zero_grad()
+        with Operations() as operations, torch.autocast("cpu", torch.bfloat16):
+            loss = call(lambda: objective.loss(asked, torch.Generator().manual_seed(1)))
+            loss.backward()
+        casts = operations.counts["aten._to_copy.default"]
+        return loss.detach(), [value.grad for value in parameters.values()], casts
+
+    expected, gradients, casts = graded(lambda work: work())
+    found, mine, fewer = graded(narrow.call)
+    assert torch.equal(found, expected)
+    for first, second in zip(mine, gradients, strict=True):
+        assert (first is None) == (second is None)
+        assert first is None or (first.dtype == torch.float32 and torch.equal(first, second))
+    unused = [name for name, value in parameters.items() if value.grad is None]
+    assert unused and all("ref_" in name or "image_queries" in name for name in unused)
+    assert fewer < casts - 40

@@ -1,6 +1,6 @@
 """Steps recorded as CUDA graphs: handed to the device at once, whatever the host does meanwhile.
 
-A step of the embedded model is some 2,500 small kernels, which the host hands over one by one in 30 to 60 ms. Where
+A step of the embedded model is some 2,400 small kernels, which the host hands over one by one in 30 to 60 ms. Where
 recording fails, steps go on as they were, and why is said.
 """
 

@@ -27,6 +27,7 @@ from kiwi_cli.train.ondevice import autoencoder, figures
 from kiwi_cli.train.ondevice.bank import Bank, upload
 from kiwi_cli.train.ondevice.generators import Chunk, Generators
 from kiwi_cli.train.ondevice.learner import Learner, cosine
+from kiwi_cli.train.ondevice.narrow import Narrow
 from kiwi_cli.train.ondevice.objective import Form, Objective
 from kiwi_cli.train.ondevice.recipe import HELD_OUT_SEED, Ask
 from kiwi_cli.train.ondevice.record import Record
@@ -153,6 +154,7 @@ def _train_model(run: OnDeviceRun) -> None:
     restore(learner, run)
     on_cuda = run.device.type == "cuda"
     objective = Objective(run.model, run.device, torch.bfloat16 if on_cuda else torch.float32)
+    narrow = Narrow(run.model, torch.bfloat16) if on_cuda else None
     forms = [_form(run, ask, run.banks[ask.spec]) for ask in run.recipe.asked]
     order = Interleaving([ask.weight for ask in run.recipe.asked])
 
@@ -163,8 +165,10 @@ def _train_model(run: OnDeviceRun) -> None:
         return order[number][0]
 
     def loss(number: int) -> torch.Tensor:
-        with torch.autocast(run.device.type, torch.bfloat16, enabled=on_cuda):
+        if narrow is None:
             return objective.loss(forms[number], run.random)
+        with torch.autocast(run.device.type, torch.bfloat16):
+            return narrow.call(lambda: objective.loss(forms[number], run.random))
 
     if settings.record and on_cuda:
         learner.record = Record(run.random, lambda why: _unrecorded(run, learner, why))
