@@ -221,9 +221,9 @@ class _Reader:
         for row in range(shot.latents):
             anchor = anchors.get(STRIDE * (row - 1))
             if anchor is not None:  # a window begins here: the last frame is the one just before it
-                fresh = Encoder(pipe.vae, strips)
-                self._encode(fresh, chunk[-1:], anchor)
+                fresh = self._anchored(chunk[-1:], anchor, strips)
                 encoder, done = fresh if restarts else encoder, done + 1
+                del fresh  # what it remembers would stay on the device up to the next window
             many = STRIDE if row else 1
             chunk = list(islice(frames, many))
             self._encode(encoder, chunk + [chunk[-1]] * (many - len(chunk)), shot.start + row)
@@ -232,6 +232,12 @@ class _Reader:
             for number, context in self.contexts.read():
                 edit.contexts[number:] = [context]
                 edit.report("instruction", len(edit.contexts), len(edit._groups))
+
+    def _anchored(self, frame: list[np.ndarray], row: int, strips: int) -> Encoder:
+        """The encoder of an anchor, which is encoded alone."""
+        fresh = Encoder(self.edit.pipe.vae, strips)
+        self._encode(fresh, frame, row)
+        return fresh
 
     def _encode(self, encoder: Encoder, frames: list[np.ndarray], row: int) -> None:
         with self.edit.pipe._stage("encode") as device:

@@ -20,12 +20,16 @@ from torch.utils._pytree import tree_leaves
 class LiveMemory(TorchDispatchMode):
     """Counts the storages made under it, and forgets them when they die.
 
+    Args:
+        device: the kind of device whose storages are counted, such as 'cpu'; None is any.
+
     Attributes:
         live: bytes that exist now. peak: the most there were.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str | None = None) -> None:
         super().__init__()
+        self.device = device
         self.live = self.peak = 0
         self._known: set[int] = set()
 
@@ -41,7 +45,9 @@ class LiveMemory(TorchDispatchMode):
         self._known.update(t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers()))
 
     def count(self, tensor: torch.Tensor) -> None:
-        """Add a tensor's storage, if it is new."""
+        """Add a tensor's storage, if it is new and on the device."""
+        if self.device is not None and tensor.device.type != self.device:
+            return
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self._known:
