@@ -13,8 +13,10 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from kiwi_cli.engine.joint import JointDenoising, fill_noise
+from kiwi_cli.engine import kept_latents
+from kiwi_cli.engine.joint import JointDenoising, fill_noise, noise_of
 from kiwi_cli.engine.layout import STATES, lay_out, table_bytes
+from kiwi_cli.engine.made import Made
 from kiwi_cli.engine.workspace import Workspace
 from kiwi_cli.errors import KiwiError, UsageError
 from kiwi_cli.model.sampling import flow_sigmas
@@ -247,4 +249,19 @@ def test_mapped_tables_leave_memory_as_work_goes_on(tmp_path: Path) -> None:
         values = [float(table[start + 499].mean()) for table in (tables.source, *tables.states)]
         assert values == [start, start + 1, start + 2]
     assert told[-1] == ("encode", 4_500, 5_000)
+    space.clear()
+
+
+def test_noise_and_kept_latents_of_mapped_tables_leave_memory(tmp_path: Path) -> None:
+    """20 MB of noise are written, and 40 MB of tables kept: a few rows of them are resident at a time."""
+    layout, shape = lay_out((20_000,), 5, 2, "none"), (10, 10, 10)
+    size = table_bytes(layout.rows, 0, 1_000)
+    space = Workspace(tmp_path / "work", {}, limit=0)
+    tables = space.tables(layout.rows, 1, shape)
+    made = Made(layout, 3, tables.states[0][:, 0], tables.source)
+    assert high_water(lambda: fill_noise(tables.states[0], layout, 3, space.let_go)) < 0.3 * size
+    assert torch.equal(made.latents[[4]], noise_of(layout, [4], shape, 3))
+    path = tmp_path / "kept"
+    assert high_water(lambda: kept_latents.write(path, made, {}, space.let_go)) < 0.3 * size
+    assert path.stat().st_size > 2 * size
     space.clear()

@@ -138,7 +138,8 @@ class JointEdit:
 
         def keep(made: Made) -> None:
             with writing(path):
-                kept_latents.write(part, made, settings)
+                space = self._workspace
+                kept_latents.write(part, made, settings, space.let_go if space is not None else lambda: None)
                 with part.open("rb") as file:
                     os.fsync(file.fileno())
 

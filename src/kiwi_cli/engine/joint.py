@@ -22,11 +22,14 @@ Velocity = Callable[[torch.Tensor, int, int], torch.Tensor]
 """(latents (1, C, n, h, w) fp32 on the host, step, window's number) -> velocity, the same shape, fp32 on the host."""
 
 
-def fill_noise(table: torch.Tensor, layout: Layout, seed: int) -> None:
+def fill_noise(table: torch.Tensor, layout: Layout, seed: int, after: Callable[[], None] = lambda: None) -> None:
     """Write the noise that every row starts with into a table (rows, states, C, h, w).
 
     A shot of one window has the noise of an edit of that shot alone. In a longer one each row has noise that is a
     function of the seed and its number in the shot: every window, part and machine sees the same.
+
+    Args:
+        after: called after each shot of one window, and each row of any other.
     """
     count = {number: 0 for number in range(len(layout.shots))}
     for window in layout.windows:
@@ -36,9 +39,11 @@ def fill_noise(table: torch.Tensor, layout: Layout, seed: int) -> None:
         if count[number] == 1:
             whole = make_noise((1, shape[0], shot.latents, *shape[1:]), seed)
             table[shot.start : shot.end, 0] = whole[0].transpose(0, 1)
+            after()
             continue
         for row in range(shot.end - shot.start):
             table[shot.start + row, 0] = make_noise(shape, row_seed(seed, shot, row, layout.noise_period))
+            after()
 
 
 def noise_of(layout: Layout, rows: Sequence[int], shape: tuple[int, ...], seed: int) -> torch.Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import mmap
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,16 +30,16 @@ SUFFIX = ".latents.safetensors"
 FORMAT = "1"
 
 
-def write(path: Path, made: Made, settings: Mapping[str, Any]) -> None:
+def write(path: Path, made: Made, settings: Mapping[str, Any], after: Callable[[], None] = lambda: None) -> None:
     """Write what was made of a clip.
 
     Args:
-        settings: that the output carries.
+        settings: that the output carries. after: called after each row of the tables that was read.
 
     Raises:
         OSError: it cannot be written.
     """
-    tensors = {"latents": partial(_rows, made.latents), "source": partial(_rows, made.source)}
+    tensors = {"latents": partial(_rows, made.latents, after), "source": partial(_rows, made.source, after)}
     counts = {name: len(made.latents) for name in tensors}
     for number, patch in enumerate(made.patches, start=1):
         name = f"part.{number}"
@@ -55,9 +55,10 @@ def write(path: Path, made: Made, settings: Mapping[str, Any]) -> None:
     write_file(path, [Entry(name, "F32", (counts[name], *shape), tensors[name]) for name in tensors], metadata=text)
 
 
-def _rows(table: torch.Tensor) -> Iterator[bytes]:
+def _rows(table: torch.Tensor, after: Callable[[], None]) -> Iterator[bytes]:
     for row in table:
         yield row.contiguous().numpy().tobytes()
+        after()
 
 
 def _each(row_of: Any, rows: tuple[int, ...]) -> Iterator[bytes]:

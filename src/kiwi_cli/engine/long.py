@@ -125,7 +125,7 @@ class LongEdit:
                     self.pipe._step_down(failure)  # outside the handler, where the error and what it holds are gone
                     stream = stack.enter_context(closing(self.frames_from(done)))  # the shot once more
                 done += shot.frames
-        fill_noise(self.tables.states[0], self.layout, self.settings.seed)
+        fill_noise(self.tables.states[0], self.layout, self.settings.seed, self.workspace.let_go)
         fixed = {f"context {number}": context for number, context in enumerate(self.contexts)}
         self.workspace.keep(fixed if self.references is None else {**fixed, "references": self.references})
 
