@@ -85,7 +85,7 @@ def test_shots_do_not_share_windows() -> None:
 
 def test_a_long_clip_costs_what_is_counted_and_keeps_what_is_planned() -> None:
     """At full size: at most 1.4 times the denoising of the clip's own windows; a few GB on the host for ten minutes."""
-    from kiwi_cli.engine.estimate import estimate, host_bytes
+    from kiwi_cli.engine.estimate import estimate, on_host
     from kiwi_cli.model.shape import RELEASED_5B
     from kiwi_cli.video import Size
 
@@ -98,7 +98,7 @@ def test_a_long_clip_costs_what_is_counted_and_keeps_what_is_planned() -> None:
     assert found.stages["encode"] == pytest.approx(80 / 21 * window.stages["encode"])
     assert found.levels == window.levels  # on the device, as one window
     long = lay_out((14_400,), 21, 6, "frame")
-    held = host_bytes(RELEASED_5B, size, long, "euler", 1, 0, 2)
+    held = on_host(RELEASED_5B, size, long, "euler", 1, 0, 2).total
     latent = 4 * 48 * 44 * 80
     assert held == 3 * long.rows * latent + 512 * 3072 * 2 and 7e9 < held < 9e9
 

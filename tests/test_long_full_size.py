@@ -13,7 +13,7 @@ import torch
 
 from kiwi_cli.bench.speed.live_memory import LiveMemory, fused_attention
 from kiwi_cli.engine import long
-from kiwi_cli.engine.estimate import host_bytes
+from kiwi_cli.engine.estimate import on_host
 from kiwi_cli.engine.layout import Layout, lay_out
 from kiwi_cli.engine.long import LongEdit, LongSettings
 from kiwi_cli.engine.long_decode import LongDecode
@@ -100,7 +100,7 @@ def test_windows_leave_nothing_on_the_device(handed_over: Any) -> None:
 
 
 def planned(frames: int) -> int:
-    return host_bytes(RELEASED_5B, SIZE, windows_of(frames), "euler", contexts=1, references=0, item=2)
+    return on_host(RELEASED_5B, SIZE, windows_of(frames), "euler", contexts=1, references=0, item=2).total
 
 
 @pytest.mark.slow

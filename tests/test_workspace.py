@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from kiwi_cli.engine import kept_latents
+from kiwi_cli.base.whole import write_text
+from kiwi_cli.engine import estimate, kept_latents, workspace
 from kiwi_cli.engine.joint import JointDenoising, fill_noise, noise_of
 from kiwi_cli.engine.layout import STATES, lay_out, table_bytes
 from kiwi_cli.engine.made import Made
@@ -174,8 +175,6 @@ def test_a_full_disk_is_said_and_the_state_before_stays(
     def reserved(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    from kiwi_cli.engine import workspace
-
     with monkeypatch.context() as patch:
         patch.setattr(workspace, "save_file", full)
         with pytest.raises(KiwiError, match="No space left") as raised:
@@ -265,3 +264,24 @@ def test_noise_and_kept_latents_of_mapped_tables_leave_memory(tmp_path: Path) ->
     assert high_water(lambda: kept_latents.write(path, made, {}, space.let_go)) < 0.3 * size
     assert path.stat().st_size > 2 * size
     space.clear()
+
+
+@pytest.mark.parametrize("limit", [1 << 30, 0], ids=["memory", "mapped"])
+def test_the_working_folder_takes_what_is_planned(limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state lies beside the one before until it is whole."""
+    shape, lying = (8, 30, 40), [0]
+    monkeypatch.setattr(estimate, "HOST_BYTES", limit)
+    planned = estimate.OnHost(table_bytes(LAYOUT.rows, 1, 8 * 30 * 40), 1_000_000)
+    space = Workspace(tmp_path / "work", {}, EVERY, limit=limit)
+    tables = space.tables(LAYOUT.rows, 1, shape)
+    space.keep({"context 0": torch.zeros(250, 1_000)})
+    run = JointDenoising(LAYOUT, tables.states, SIGMAS)
+
+    def folder(path: Path, text: str) -> None:
+        lying.append(sum(file.stat().st_size for file in space.folder.iterdir()))  # type: ignore[union-attr]
+        write_text(path, text)
+
+    monkeypatch.setattr(workspace, "write_text", folder)  # the last that is done before the state before goes
+    run.run(velocity, lambda: space.save(run))
+    assert max(lying) == pytest.approx(planned.on_disk(True), rel=0.15)
+    assert planned.on_disk(False) == (planned.tables if planned.mapped else 0)

@@ -13,7 +13,6 @@ from kiwi_cli.editing.remaking import kept_bytes
 from kiwi_cli.editing.work_folders import work_folder
 from kiwi_cli.engine import estimate, last_runs
 from kiwi_cli.engine.last_runs import LastRun
-from kiwi_cli.engine.layout import HOST_BYTES
 from kiwi_cli.engine.memory import parse_bytes
 from kiwi_cli.video import container_of, padded_frame_count
 from kiwi_cli.weights.catalog import find_variant
@@ -60,13 +59,14 @@ def _counted(plan: EditPlan, verbose: bool) -> list[tuple[str, str]]:
         ("steps", f"{plan.steps}, seed {plan.asked.sampling.seed}"),
         *((("work", _work(found)),) if verbose else ()),
         ("memory", _memory(plan, found, shape_known)),
-        *((("latents", _latents(plan)),) if _on_host(plan) else ()),
+        *((("latents", _latents(plan, kept)),) if (kept := _on_host(plan)) else ()),
         ("time", _time(plan, found)),
     ]
 
 
 def data(plan: EditPlan) -> dict[str, Any]:
     """The plan as one object; its keys are documented in docs/json.md."""
+    kept = _on_host(plan)
     return {
         "dry_run": True,
         "input": str(plan.request.input),
@@ -87,7 +87,8 @@ def data(plan: EditPlan) -> dict[str, Any]:
         "padded_frames": padded_frame_count(plan.at_once),
         "windows": plan.in_windows.data if plan.in_windows else None,
         "parts": [{"first": part.first, "frames": part.last - part.first} for part in plan.parts],
-        "latents_bytes": _on_host(plan),
+        "latents_bytes": None if kept is None else kept.total,
+        "disk_bytes": None if kept is None else kept.on_disk(_saves(plan)),
         "kept_bytes": kept_bytes(plan),
         "working_size": str(plan.size),
         "fit": plan.request.fit,
@@ -105,15 +106,15 @@ def data(plan: EditPlan) -> dict[str, Any]:
     }
 
 
-def _on_host(plan: EditPlan) -> int | None:
-    """Bytes that a long clip keeps on the host; None of any other."""
+def _on_host(plan: EditPlan) -> estimate.OnHost | None:
+    """What a long clip keeps on the host; None of any other."""
     if plan.windows is None or plan.windows.layout is None:
         return None
     layout, solver, references = plan.windows.layout, plan.request.sampling.solver, len(plan.request.references)
     contexts, rows = plan.windows.contexts_read, layout.rows
     if plan.kept is not None:  # of the part alone: the rest is decoded where it lies
         contexts, rows = contexts_of(plan, plan.parts[-1]), len(plan.parts[-1].own_layout(layout)[1])
-    return estimate.host_bytes(shape_of(plan), plan.size, layout, solver, contexts, references, item_of(plan), rows)
+    return estimate.on_host(shape_of(plan), plan.size, layout, solver, contexts, references, item_of(plan), rows)
 
 
 def _size(plan: EditPlan, kind: str) -> str:
@@ -122,14 +123,20 @@ def _size(plan: EditPlan, kind: str) -> str:
     return "" if size is None else f": {format_bytes(size)} (estimate)"
 
 
-def _latents(plan: EditPlan) -> str:
-    """Where what grows with a long clip is kept, and how often it is saved."""
-    size, every, folder = _on_host(plan) or 0, plan.request.save_every, work_folder(plan.output)
+def _saves(plan: EditPlan) -> bool:
+    """Whether the work is saved now and then; that of a part is not."""
+    return plan.kept is None and plan.request.save_every > 0
+
+
+def _latents(plan: EditPlan, kept: estimate.OnHost) -> str:
+    """Where what grows with a long clip is kept, how often it is saved, and what that takes on the disk."""
+    size, every, folder = format_bytes(kept.total), plan.request.save_every, work_folder(plan.output)
     if plan.kept is not None:
-        return f"{format_bytes(size)} of the part (estimate); of the rest as they are in '{plan.kept.path}'"
-    place = f"in files in '{folder}'" if size > HOST_BYTES else "in memory"
-    saved = f"; saved in '{folder}' every {format_seconds(every)}, and gone at the end" if every else ""
-    return f"{format_bytes(size)} {place}{saved} (estimate)"
+        return f"{size} of the part (estimate); of the rest as they are in '{plan.kept.path}'"
+    place = f"in files in '{folder}'" if kept.mapped else "in memory"
+    room = "" if kept.mapped else f" with up to {format_bytes(kept.on_disk(True))}"
+    saved = f"; saved in '{folder}' every {format_seconds(every)}{room}, and gone at the end" if every else ""
+    return f"{size} {place}{saved} (estimate)"
 
 
 def _estimated(plan: EditPlan) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from kiwi_cli.engine import memory
 from kiwi_cli.engine.demand import Demand, Products, Stage, context_tokens, demand, expected_prompt
-from kiwi_cli.engine.layout import STATES, Layout, table_bytes
+from kiwi_cli.engine.layout import HOST_BYTES, STATES, Layout, table_bytes
 from kiwi_cli.engine.part_rows import PartRows
 from kiwi_cli.errors import DeviceError
 from kiwi_cli.model.shape import RELEASED_5B, Shape
@@ -191,7 +191,38 @@ def estimate(
     return Estimate(latent_frames, asked.tokens, context, step, stages, weights, asked, (quantize, compiled))
 
 
-def host_bytes(
+@dataclass(frozen=True)
+class OnHost:
+    """What a long clip keeps on the host, in bytes.
+
+    Attributes:
+        tables: latents of the source and of two steps. contexts: what was read of the instruction.
+    """
+
+    tables: int
+    contexts: int
+
+    @property
+    def total(self) -> int:
+        """In memory or in files."""
+        return self.tables + self.contexts
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the tables lie in files."""
+        return self.tables > HOST_BYTES
+
+    def on_disk(self, saved: bool) -> int:
+        """The most that lies in the working folder at once: a state is written whole beside the one before.
+
+        Args:
+            saved: whether states are.
+        """
+        states = self.contexts if self.mapped else 2 * self.tables + self.contexts
+        return (self.tables if self.mapped else 0) + (states if saved else 0)
+
+
+def on_host(
     shape: Shape,
     size: Size,
     layout: Layout,
@@ -200,8 +231,8 @@ def host_bytes(
     references: int,
     item: int,
     rows: int | None = None,
-) -> int:
-    """What a long clip keeps on the host: its tables, and its contexts.
+) -> OnHost:
+    """What a long clip keeps on the host.
 
     Args:
         contexts: how often the instruction is read. references: pictures. item: bytes of the compute precision.
@@ -209,10 +240,8 @@ def host_bytes(
     """
     channels, height, width = latent_shape(shape, size)
     context = context_tokens(shape, layout.longest, references) * shape.width * item
-    return (
-        table_bytes(layout.rows if rows is None else rows, STATES[solver], channels * height * width)
-        + contexts * context
-    )
+    tables = table_bytes(layout.rows if rows is None else rows, STATES[solver], channels * height * width)
+    return OnHost(tables, contexts * context)
 
 
 def latent_shape(shape: Shape, size: Size) -> tuple[int, int, int]:
