@@ -123,6 +123,22 @@ def test_a_circle_is_found() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [{"a", "b", "c"}]
 
 
+def test_no_file_is_long() -> None:
+    """Of the package and of its tests: one subject a file, and at most 400 lines of it."""
+    every = [path for folder in (PACKAGE, ROOT / "tests") for path in folder.rglob("*.py")]
+    assert [str(path) for path in every if len(path.read_text(encoding="utf-8").splitlines()) > 400] == []
+
+
+def test_no_function_is_long() -> None:
+    """At most 60 lines, parameters not counted: a command's are a table, not code."""
+    for path in files().values():
+        every = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+        for node in every:
+            inner = [other for other in ast.walk(node) if isinstance(other, ast.FunctionDef)]
+            lines = (node.end_lineno or 0) - node.lineno + 1 - sum(one.body[0].lineno - one.lineno for one in inner)
+            assert lines <= 60, f"{path}: {node.name} has {lines} lines"
+
+
 def test_low_rooms_know_neither_terminal_nor_models() -> None:
     for name, path in files().items():
         roots = {module.split(".")[0] for module in imports(path)}
