@@ -68,6 +68,23 @@ def outcomes(store: JobStore) -> list[str]:
     return sorted(line["id"] for line in lines(store))
 
 
+def test_an_interruption_is_told_before_the_workers_are_waited_for(tmp_path: Path) -> None:
+    store, heard = begun(tmp_path / "out"), []
+
+    class Impatient(Told):
+        def at_work(self, workers: list[dict[str, Any]]) -> None:
+            if workers:
+                heard.append(len(lines(store)))
+                signal.raise_signal(signal.SIGINT)
+
+        def interrupted(self) -> None:
+            heard.append("interrupted")
+
+    with pytest.raises(KeyboardInterrupt):
+        work_off(order_of(store, listed(2), seconds=60), listed(2), Crew(workers=2), Impatient())
+    assert heard == [0, "interrupted"] and left_over(store) == []
+
+
 def test_processes_share_a_run_and_one_that_dies_is_replaced(tmp_path: Path) -> None:
     store = begun(tmp_path / "out")
     jobs = [*listed(6), Job(job_id("kill"), "kill", {"kill": True}), Job(job_id("bad"), "bad")]

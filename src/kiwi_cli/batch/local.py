@@ -150,6 +150,9 @@ def run_processes(
         while not all([each.is_over(account.settled) for each in processes]):
             time.sleep(POLL)
             account.look()
+    except KeyboardInterrupt:
+        account.told.interrupted()
+        raise
     finally:
         for each in processes:
             each.process.terminate()

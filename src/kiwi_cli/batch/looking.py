@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple
 
 from kiwi_cli.base.events import Events
@@ -78,12 +79,14 @@ def look(
     for request in requests:
         for file, part in _reads(request):
             wanted.setdefault(file, {WHOLE}).add(part)
-    looked = Looked(len(wanted))
+    looked, over = Looked(len(wanted)), Event()
 
     def open_some(files: Sequence[File]) -> tuple[int, int]:
         """How many these are, and how many of them were not opened."""
         unopened = 0
         for file in files:
+            if over.is_set():  # interrupted: the process waits for its threads
+                break
             if time.monotonic() < deadline:
                 _open(file, wanted[file], looked)
             else:
@@ -104,6 +107,7 @@ def look(
                 done, looked.unopened = done + count, looked.unopened + unopened
                 stages("open", done, len(files))
     finally:
+        over.set()
         pool.shutdown(wait=False, cancel_futures=True)
     return looked
 

@@ -74,6 +74,9 @@ class Told:
     def at_work(self, workers: list[dict[str, Any]]) -> None:
         """What the workers of a run in several processes say of themselves (heartbeat.py)."""
 
+    def interrupted(self) -> None:
+        """Workers in other processes are told to end, and waited for."""
+
 
 class Worker:
     """One of a run's workers.

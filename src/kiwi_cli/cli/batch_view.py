@@ -52,6 +52,9 @@ class View(Told):
         self._counts = done, failed, total
         self._say()
 
+    def interrupted(self) -> None:
+        self.console.note("interrupted: waiting for the workers to put their things away")
+
     def left(self) -> float | None:
         """Seconds that the rest will take, by what was settled while this watched; None when nothing was."""
         done, failed, total = self._counts
