@@ -26,7 +26,7 @@ THREADS = 8
 """At most, and no more than there are cores: what is read is in C, which lets other threads go on."""
 
 AT_ONCE = 16
-"""Files that a thread opens before it tells of them: each telling wakes another thread."""
+"""Files at most that a thread opens before it tells of them: each telling wakes another thread."""
 
 
 class File(NamedTuple):
@@ -95,14 +95,15 @@ def look(
                 besides(file.path)
         return len(files), unopened
 
-    pool = ThreadPoolExecutor(threads or min(THREADS, cores()), thread_name_prefix="open")
+    threads = threads or min(THREADS, cores())
+    each_time = max(1, min(AT_ONCE, len(wanted) // (4 * threads)))  # few files are shared evenly
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="open")
     try:
         # Readers of pictures set filters of warnings, which threads share: whatever is left of them ends here.
         with warnings.catch_warnings(), events.stages({"open": "open the files"}) as stages:
             files, done = list(wanted), 0
-            for each in as_completed(
-                [pool.submit(open_some, files[at : at + AT_ONCE]) for at in range(0, len(files), AT_ONCE)]
-            ):
+            parts = [files[at : at + each_time] for at in range(0, len(files), each_time)]
+            for each in as_completed([pool.submit(open_some, part) for part in parts]):
                 count, unopened = each.result()
                 done, looked.unopened = done + count, looked.unopened + unopened
                 stages("open", done, len(files))
