@@ -12,6 +12,7 @@ from PIL import Image
 
 from kiwi_cli.base import identity
 from kiwi_cli.base.identity import hash_file
+from kiwi_cli.batch.jobs import JobStore
 from kiwi_cli.editing import paths, record
 
 from .. import fakes
@@ -194,3 +195,11 @@ def test_a_folder_without_a_name_is_no_output(
     for path in (".", "/", ".."):
         code, out, err = inside(capsys, command, path)
         assert (code, out) == (1, "") and f"nothing in '{path}' says how it was made" in err
+
+
+@pytest.mark.parametrize("command", ["show", "rerun"])
+def test_the_folder_of_a_run_is_no_output(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    JobStore(tmp_path).begin("edits")
+    code, out, err = inside(capsys, command, tmp_path)
+    assert (code, out) == (2, "") and f"the folder of a run, not a result: '{tmp_path}'" in err
+    assert f"kiwi status '{tmp_path}'" in err

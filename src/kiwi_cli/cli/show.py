@@ -55,10 +55,22 @@ def show(output: Shown, as_json: options.AsJson = False) -> None:
         return
     from kiwi_cli.editing.record import read_settings
 
+    _refuse_run(output)
     if not output.exists() and (near := difflib.get_close_matches(str(output), [each.name for each in VARIANTS], 1)):
         raise UsageError(f"no such file or model: '{output}'", f"did you mean '{near[0]}'?")
     settings, found = read_settings(output)
     Console(as_json=as_json).result(text(settings), {"output": str(output), "source": str(found), "settings": settings})
+
+
+def _refuse_run(output: Path) -> None:
+    """Raises UsageError for the folder of a run: its results are what carries settings."""
+    from kiwi_cli.batch.jobs import STATE
+
+    if (output / STATE).is_dir():
+        raise UsageError(
+            f"the folder of a run, not a result: '{output}'",
+            f"kiwi status '{output}' says how it stands; name one file",
+        )
 
 
 def show_model(variant: Variant, console: Console) -> None:
@@ -135,6 +147,7 @@ def rerun(
     from kiwi_cli.editing.paths import numbered
     from kiwi_cli.editing.remaking import parse_span, part_request
 
+    _refuse_run(made)
     settings, found = record.read_settings(made)
     base = found.absolute().parent
     changed = options.gathered(values, unset=(None, ()))
