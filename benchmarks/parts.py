@@ -4,7 +4,8 @@
     python benchmarks/parts.py --detail source --clips 3
 
 Printed is the seam ratio (docs/long-clips.md) at the part's two ends, over all clips: of the edit as it was, of the
-part with the same seed, with others, and with other words; each beside the same at all other frames.
+part with the same seed, with others, and with other words; each beside the same at all frames of the part, ends
+included, and at all that are not its ends.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image
 
-from kiwi_cli.bench.seams.figures import Figures, Summary, Watch, figures
+from kiwi_cli.bench.seams.figures import Figures, Spread, Summary, Watch, figures
 from kiwi_cli.bench.tiny.quality import FIRST_SEED, psnr
 from kiwi_cli.editing.parts import Part
 from kiwi_cli.editing.paths import latents_of
@@ -86,13 +87,12 @@ def main() -> None:
                 found.setdefault(row, []).append(each)
     for row, clips in found.items():
         summary = Summary.of(clips)
-        at, null = summary.ratio, summary.ratio_null
-        assert at is not None and null is not None
-        inside = np.mean([clip.psnr[FIRST:LAST] for clip in clips])
-        print(
-            f"{row:14} {at.median:.2f} / {at.p95:.2f} / {at.worst:.2f}   "
-            f"elsewhere {null.median:.2f} / {null.p95:.2f} / {null.worst:.2f}   PSNR in the part {inside:.1f} dB"
+        inside = Spread.of(clip.ratios[frame] for clip in clips for frame in range(FIRST, LAST + 1))
+        shown = (("", summary.ratio), ("in the part ", inside), ("elsewhere ", summary.ratio_null))
+        text = "   ".join(
+            f"{where}{each.median:.2f} / {each.p95:.2f} / {each.worst:.2f}" for where, each in shown if each
         )
+        print(f"{row:14} {text}   PSNR in the part {np.mean([clip.psnr[FIRST:LAST] for clip in clips]):.1f} dB")
 
 
 if __name__ == "__main__":

@@ -72,9 +72,10 @@ def test_an_anchor_before_the_part_and_one_at_its_end_stay() -> None:
 def test_a_part_comes_in_and_goes_where_neighbours_of_its_shot_are() -> None:
     layout = lay_out((61, 33), 5, 2, "frame")
     inside, at_a_cut, short = (part_rows(layout, *frames) for frames in ((9, 25), (41, 77), (1, 9)))
-    assert [inside.weight(frame) for frame in range(8, 14)] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
-    assert [inside.weight(frame) for frame in range(20, 26)] == pytest.approx([1, 0.8, 0.6, 0.4, 0.2, 0])
-    assert at_a_cut.last == 78 and at_a_cut.weight(60) == at_a_cut.weight(61) == 1 and at_a_cut.weight(77) == 0.2
+    assert [9 * inside.weight(frame) for frame in range(8, 17)] == pytest.approx([0, 1, 2, 3, 4, 5, 6, 7, 8])
+    assert [9 * inside.weight(frame) for frame in range(17, 26)] == pytest.approx([8, 7, 6, 5, 4, 3, 2, 1, 0])
+    assert at_a_cut.last == 78 and at_a_cut.weight(60) == at_a_cut.weight(61) == 1
+    assert [9 * at_a_cut.weight(frame) for frame in (69, 70, 77)] == pytest.approx([9, 8, 1])
     assert short.fades == (2, 2) and part_rows(layout, 0, 61).fades == (0, 0)
 
 

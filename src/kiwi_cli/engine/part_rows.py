@@ -15,8 +15,9 @@ from kiwi_cli.engine.layout import STRIDE, Layout, Segment, ShotRows
 if TYPE_CHECKING:
     import numpy as np
 
-FADE = 4
-"""Frames in which a part comes in and goes, where neighbours of the same shot are; fewer of a part below 16."""
+FADE = 8
+"""Frames in which a part comes in and goes, where neighbours of the same shot are; a quarter of a part below 16.
+The fewer, the more is seen of it (docs/long-clips.md)."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,9 @@ def part_rows(layout: Layout, first: int, last: int) -> PartRows:
     starts = {0, *accumulate(shot.frames for shot in layout.shots)}
     ends = [0 if frame in starts else FADE for frame in (frames[0], frames[-1])]
     lengths = (frames[1] - frames[0], frames[-1] - frames[-2])  # of the part in its first and its last shot
-    into, out = (min(fade, length // 4) for fade, length in zip(ends, lengths, strict=True))
+    into, out = (
+        fade if length >= 2 * FADE else min(fade, length // 4) for fade, length in zip(ends, lengths, strict=True)
+    )
     return PartRows(frames[0], frames[-1], tuple(sorted(rows)), windows, (into, out))
 
 
