@@ -2,10 +2,14 @@
 
     python benchmarks/clip_memory.py            # about a minute
     python benchmarks/clip_memory.py --keep-rest    # also writes the whole ten minutes: a quarter of an hour
+    python benchmarks/clip_memory.py --model tiny --seconds 600 --fps 12 --size 1920x1080    # hours
 
 The model is left out (its frames come back as they are): what it needs does not depend on the clip's length. Each case
 runs in a process of its own, whose peak of resident memory is reported. The long clip is one short clip's packets over
 and over, so that it takes seconds to make.
+
+With `--model` nothing is left out: a clip of ten seconds and one of so many go through `kiwi edit` with that model and
+all defaults. Reported are the peak of each, and how far a flash and a beep near the end are apart in what comes out.
 """
 
 from __future__ import annotations
@@ -21,7 +25,11 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import marked_clip
 import numpy as np
+import watched_run
+
+from kiwi_cli.video import Size
 
 ROOT = Path(__file__).resolve().parents[1]
 FRAMES, FPS, MINUTES = 81, 25, 10
@@ -108,10 +116,47 @@ def first_word(arguments: list[str], repeats: int = 9) -> float:
     return statistics.median(times)
 
 
+def through(model: str, folder: Path, seconds: int, fps: int, size: Size) -> watched_run.Watched:
+    """A marked clip through `kiwi edit` with a model."""
+    clip, output = folder / f"{seconds}s.mp4", folder / f"{seconds}s-edited.mp4"
+    if not clip.exists():
+        marked_clip.make(clip, seconds, fps, size)
+    command = [sys.executable, "-m", "kiwi_cli", "edit", str(clip), "turn it into a night scene", "--model", model]
+    command += ["--device", "cpu", "--overwrite", "-o", str(output)]
+    found = watched_run.run(command, folder, folder / f"{seconds}s.log")
+    print(
+        f"{seconds} s of {size}, {fps} frames a second: {found.peak / 1e6:.0f} MB at the peak, "
+        f"{found.disk / 1e6:.0f} MB on disk, {found.processor:.0f} s of the processor, {found.seconds:.0f} s",
+        flush=True,
+    )
+    for near in marked_clip.marks(seconds):
+        flash, beep = marked_clip.flash_at(output, near), marked_clip.beep_at(output, near)
+        print(f"  flash at {flash:.3f} s, beep at {beep:.3f} s: {1000 * (beep - flash):+.0f} ms", flush=True)
+    return found
+
+
+def with_model(model: str, folder: Path, seconds: int, fps: int, size: Size) -> None:
+    """Ten seconds and so many of a clip, compared."""
+    short, long = (through(model, folder, each, fps, size) for each in (10, seconds))
+    print(f"{seconds} s take {(long.peak - short.peak) / 1e6:+.0f} MB beside 10 s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keep-rest", action="store_true", help="also write the whole ten minutes")
+    parser.add_argument("--model", help="let clips through this model, such as tiny")
+    parser.add_argument("--seconds", type=int, default=60 * MINUTES, help="of the long clip, with --model")
+    parser.add_argument("--fps", type=int, default=12, help="with --model")
+    parser.add_argument("--size", default="1920x1080", help="with --model")
+    parser.add_argument("--folder", type=Path, help="where clips and results stay, with --model")
     arguments = parser.parse_args()
+    if arguments.model:
+        size = Size(*(int(side) for side in arguments.size.split("x")))
+        with tempfile.TemporaryDirectory() as folder:
+            place = arguments.folder or Path(folder)
+            place.mkdir(parents=True, exist_ok=True)
+            with_model(arguments.model, place, arguments.seconds, arguments.fps, size)
+        return
     with tempfile.TemporaryDirectory() as folder:
         short, long, output = (Path(folder) / name for name in ("short.mp4", "long.mp4", "out.mp4"))
         make(short, long)
