@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from kiwi_cli.errors import UsageError
 from kiwi_cli.video import (
@@ -16,7 +17,7 @@ from kiwi_cli.video import (
     requested_size,
     working_size,
 )
-from kiwi_cli.video.resize import from_working, to_working
+from kiwi_cli.video.resize import from_working, scale, to_working
 
 from .media import picture, psnr
 
@@ -121,6 +122,20 @@ def test_there_and_back_keeps_the_picture(fit):
     # the narrowest of the three, pad, works on 284x160 of the 320x180 pixels
     assert psnr(back, frame) > 30
     assert abs(back.mean(axis=(0, 1)) - frame.mean(axis=(0, 1))).max() < 0.5
+
+
+def test_lower_and_wider_is_scaled_in_height_first_whatever_pillow_does():
+    rgb = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+
+    def in_turn(*sizes):
+        image = Image.fromarray(rgb)
+        for size in sizes:
+            image = image.resize(size, Image.Resampling.LANCZOS)
+        return np.asarray(image).astype(int)
+
+    expected = in_turn((64, 48), (72, 48))
+    assert np.array_equal(scale(rgb, Size(72, 48)), expected)
+    assert np.abs(in_turn((72, 64), (72, 48)) - expected).max() > 5  # the order shows
 
 
 def test_crop_keeps_the_source_outside_bit_for_bit():
