@@ -104,10 +104,8 @@ def _argument(param: Any) -> str:
 
 def _flags(param: Any) -> str:
     names = ", ".join(sorted([*param.opts, *param.secondary_opts], key=len)).strip(", ")
-    unit = (param.metavar or "").strip()
-    if not unit and not param.is_flag:
-        unit = getattr(param.type, "name", "") if hasattr(param, "type") else ""
-    return f"{names} {unit}".strip()
+    # Not the type's own name, which only some releases of Typer tell.
+    return f"{names} {param.metavar or ''}".strip()
 
 
 if __name__ == "__main__":
