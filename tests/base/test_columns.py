@@ -60,5 +60,13 @@ def test_quotes_between_other_signs(tmp_path: Path) -> None:
     assert "separate cells with commas" in caught.value.hint
 
 
+@pytest.mark.parametrize(("more", "line"), [('a.mp4,"x\nb.mp4,y\n', 4), ('a.mp4,"x"y\nb.mp4,y\n', 4)])
+def test_the_line_of_a_broken_quote(tmp_path: Path, more: str, line: int) -> None:
+    (tmp_path / "jobs.csv").write_text(f'input,instruction\na.mp4,"two\nlines"\n{more}')
+    with pytest.raises(MediaError, match=f"is no CSV in line {line}: ") as caught:
+        read_table(tmp_path / "jobs.csv")
+    assert f"in line {line}" in caught.value.hint
+
+
 def test_columns_that_are_right() -> None:
     assert column_hint(["a", "b"], ["a", "b"]) is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from kiwi_cli.base.events import SILENT
 from kiwi_cli.batch import looking
 from kiwi_cli.batch.planning import PLANNED, Planned, Planner
 from kiwi_cli.batch.table import read_table
+from kiwi_cli.editing.request import EditRequest
+from kiwi_cli.errors import MediaError
 
 from ..conftest import CHECKPOINT
 from ..video.media import make_clip
@@ -44,10 +48,14 @@ def clips(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def planned(folder: Path, threads: int | None, more: str = "", **options: Any) -> Planned:
+def _table(folder: Path, more: str = "") -> Path:
     rows = [f"{number}.mp4,x,,{number}.mp4" for number in range(PLANNED + 5)]
     (folder / "jobs.csv").write_text("\n".join(["input,instruction,start,output", *rows]) + "\n" + more)
-    asked, faults = read_table(folder / "jobs.csv")
+    return folder / "jobs.csv"
+
+
+def planned(folder: Path, threads: int | None, more: str = "", **options: Any) -> Planned:
+    asked, faults = read_table(_table(folder, more))
     settings = {"model": str(CHECKPOINT), "device": "cpu"}
     return Planner(folder / "out", settings, SILENT, threads=threads, **options).plan(asked, faults)
 
@@ -71,6 +79,28 @@ def test_a_sound_clip_is_only_glanced_at(clips: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(looking, "probe", lambda path, **options: (probed.append(path.name), probe(path, **options))[1])
     planned(clips, None)
     assert sorted(probed) == ["120.mp4", "160.mp4", "200.mp4", "40.mp4", "80.mp4"]
+
+
+def test_what_is_no_clip_is_not_read_further(clips: Path) -> None:
+    """A pipe would be waited for, and a folder of anything be read through."""
+    os.mkfifo(clips / "pipe.mp4")
+    (clips / "folder").mkdir()
+    (clips / "folder/large.bin").write_bytes(b"\0")
+    (clips / "folder/large.bin").chmod(0)
+    read: list[Path] = []
+    asked, _ = read_table(_table(clips, "pipe.mp4,x,,pipe.mp4\nfolder,x,,folder\n"))
+    requests = [EditRequest.of(each.input, each.instruction, model=str(CHECKPOINT)) for each in asked]
+    looked = looking.look(requests, SILENT, time.monotonic() + 60, besides=read.append)
+    for request, words in zip(requests[-2:], ("not a file", "no pictures in"), strict=True):
+        with pytest.raises(MediaError, match=words):
+            looked.check(request)
+    assert not {"pipe.mp4", "folder"} & {path.name for path in read} and len(read) == PLANNED
+
+
+def test_a_pipe_that_there_was_no_time_for_is_not_waited_for(clips: Path) -> None:
+    os.mkfifo(clips / "pipe.mp4")
+    faults = planned(clips, None, "pipe.mp4,x,,pipe.mp4\n", patience=0.0).faults
+    assert [(fault.where, "not a file" in fault.reason) for fault in faults] == [(f"line {PLANNED + 7}", True)]
 
 
 def test_a_part_is_checked_against_the_clips_length(clips: Path) -> None:

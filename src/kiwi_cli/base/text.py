@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -10,6 +11,9 @@ from collections.abc import Iterable
 from typing import Any
 
 WHOLE_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False, "replace_whitespace": False}
+
+
+_COPIED = re.compile(r"\b(kiwi|pip|python) [a-z-]|(?<!\w)(['\"])[^'\"\s]*\s[^'\"]*\2(?!\w)")
 
 
 def format_seconds(seconds: float) -> str:
@@ -43,6 +47,8 @@ def aligned(rows: Iterable[tuple[str, Any]], label: int) -> str:
 def folded(text: str, width: int) -> str:
     """Text whose lines end between words, each below its own beginning; a word longer than a line stays whole.
 
+    A line with a command, or with a quoted name that has spaces in it, is left as it is, to be copied whole.
+
     Args:
         width: letters of a line; 0 leaves the text as it is.
     """
@@ -50,7 +56,7 @@ def folded(text: str, width: int) -> str:
     for line in text.split("\n"):
         indent = " " * (len(line) - len(line.lstrip(" ")))
         more = indent + "  " if indent else ""
-        fits = len(line) <= width or width <= 2 * len(more)
+        fits = len(line) <= width or width <= 2 * len(more) or _COPIED.search(line) is not None
         lines += [line] if fits else textwrap.wrap(line, width, subsequent_indent=more, **WHOLE_WORDS)
     return "\n".join(lines)
 

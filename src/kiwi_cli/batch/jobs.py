@@ -11,6 +11,7 @@ OUT/.kiwi-batch/
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -73,8 +74,10 @@ def sketch(path: Path) -> str:
     """Stands for a file's contents, or for a folder's: sizes, names, and three pieces of each file; small ones whole.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is no file: a pipe or a device would be waited for.
     """
+    if not path.is_dir() and path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a file")
     digest = hashlib.blake2b(digest_size=16)
     for file in sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]:
         with file.open("rb") as opened:

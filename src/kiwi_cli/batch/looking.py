@@ -73,7 +73,8 @@ def look(
     Args:
         deadline: of `time.monotonic`; files that were not opened by then are opened when it is their turn to be edited.
         threads: None: as many as there are cores.
-        besides: what else reads each file, opened or not; it is told of clips, references and masks.
+        besides: what else reads each file in which no fault was found, opened or not; it is told of clips, references
+            and masks.
     """
     wanted: dict[File, set[Part]] = {}
     for request in requests:
@@ -87,10 +88,10 @@ def look(
         for file in files:
             if over.is_set():  # interrupted: the process waits for its threads
                 break
-            if time.monotonic() < deadline:
-                _open(file, wanted[file], looked)
-            else:
+            if time.monotonic() >= deadline:
                 unopened += 1
+            elif not _open(file, wanted[file], looked):
+                continue  # a pipe, or a folder of everything, is not read further
             with suppress(KiwiError):  # raised again where it is wanted
                 besides(file.path)
         return len(files), unopened
@@ -124,12 +125,12 @@ def _reads(request: EditRequest) -> list[tuple[File, Part]]:
     return found
 
 
-def _open(file: File, parts: set[Part], looked: Looked) -> None:
-    """Open a file once, for all that is wanted of it, and note its faults."""
+def _open(file: File, parts: set[Part], looked: Looked) -> bool:
+    """Open a file once, for all that is wanted of it, and note its faults; whether it can be read at all."""
     try:
         if file.is_reference:
             open_reference(file.path)
-            return
+            return True
         lasts = None if file.allow_truncated else glance(file.path)
         if lasts is None or any(start >= lasts for start, *_ in parts if start):
             clip = probe(file.path, allow_truncated=file.allow_truncated)
@@ -137,7 +138,7 @@ def _open(file: File, parts: set[Part], looked: Looked) -> None:
     except KiwiError as error:
         for part in parts:
             looked._faults[file, part] = error
-        return
+        return False
     for part in parts - {WHOLE}:
         start, duration, frames, fps = part
         try:
@@ -147,3 +148,4 @@ def _open(file: File, parts: set[Part], looked: Looked) -> None:
                 check_numbers(start, duration, frames, fps)
         except KiwiError as error:
             looked._faults[file, part] = error
+    return True

@@ -115,7 +115,8 @@ class Planner:
                         self._open(request, scratch, planned)
                     job = self._job(request, found)
                 except KiwiError as error:
-                    planned.faults.append(Fault(each.where, error.message, error.hint))
+                    message = error.message.replace(f"{scratch}{os.sep}", "")  # a plan's output is only tried there
+                    planned.faults.append(Fault(each.where, message, error.hint))
                 else:
                     order.setdefault(request.choice, []).append(job)
         planned.faults.sort(key=lambda fault: _line(fault.where))  # others as they came

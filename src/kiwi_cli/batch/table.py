@@ -78,8 +78,6 @@ def read_table(path: Path, base: Path | None = None) -> tuple[list[Asked], list[
                 asked.append(found)
             else:
                 faults += found
-    except csv.Error as error:
-        raise MediaError(f"'{path}' is no CSV: {error}", "separate cells with commas, and mend the quotes") from error
     except (OSError, UnicodeDecodeError) as error:
         raise MediaError(f"cannot read the table '{path}': {error}", "save it as UTF-8") from error
     if not asked and not faults:
@@ -91,7 +89,8 @@ def _csv(path: Path, faults: list[Fault]) -> Iterator[tuple[int, dict[str, Any] 
     """The rows' numbers and cells; columns that there are not are added to `faults`."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
-        names = _named(next(reader, []), faults)
+        lines = _lines(reader, path)
+        names = _named(next(lines, []), faults)
         if "input" not in names:
             if faults:
                 raise UsageError(faults[0].reason, faults[0].hint)
@@ -99,7 +98,7 @@ def _csv(path: Path, faults: list[Fault]) -> Iterator[tuple[int, dict[str, Any] 
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise UsageError(f"'{path}' has the column '{twice}' twice", "leave one of them out")
-        for cells in reader:
+        for cells in lines:
             if not any(cell.strip() for cell in cells):
                 continue
             if len(cells) != len(names):
@@ -107,6 +106,24 @@ def _csv(path: Path, faults: list[Fault]) -> Iterator[tuple[int, dict[str, Any] 
                 continue
             rows = zip(names, cells, strict=True)
             yield reader.line_num, {name: cell for name, cell in rows if cell.strip() and name in COLUMNS}
+
+
+def _lines(reader: Any, path: Path) -> Iterator[list[str]]:
+    """The cells of line after line; one that is broken is named by the line in which it begins."""
+    begins = 1
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            reason = "a quote is not closed" if "unexpected end" in str(error) else str(error)
+            hint = (
+                f"separate cells with commas, and mend the quotes in line {begins}: one within a cell is written twice"
+            )
+            raise MediaError(f"'{path}' is no CSV in line {begins}: {reason}", hint) from error
+        if cells is None:
+            return
+        begins = reader.line_num + 1
+        yield cells
 
 
 def _named(first: list[str], faults: list[Fault]) -> list[str]:

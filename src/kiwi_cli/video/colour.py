@@ -40,6 +40,8 @@ _SWS = {"bt709": 1, "fcc": 4, "bt601": 5, "smpte240m": 7, "bt2020": 9, "rgb": 1}
 _LIMITED, _FULL = 1, 2
 _BT2020 = 9  # AVCOL_SPC_BT2020_NCL
 _NOT_SAID = 2  # AVCOL_*_UNSPECIFIED
+_RESERVED = 3  # AVCOL_SPC_RESERVED: some writers mean nothing by it
+_UNREAD = {8: "YCgCo", 11: "Y'D'zD'x", 12: "a constant-luminance form of its primaries", 14: "ICtCp"}
 _DEEP = {"rgb48le": "yuv444p16le", "rgba64le": "yuva444p16le"}  # RGB -> the YUV it is computed from
 _HD_LINES = 720  # untagged clips from here on are taken to be BT.709, smaller ones BT.601
 
@@ -85,6 +87,14 @@ def colour_of(frame: av.VideoFrame, stream: Any, lines: int) -> Colour:
     )
 
 
+def unread_matrix(frame: av.VideoFrame) -> str | None:
+    """The name of a frame's colour matrix where nothing here can convert it, such as 'YCgCo'; else None."""
+    tag = int(frame.colorspace)
+    if is_rgb(frame.format) or tag in _MATRICES or tag in (_NOT_SAID, _RESERVED):
+        return None
+    return _UNREAD.get(tag, f"matrix {tag}")
+
+
 def is_rgb(pixel_format: Any) -> bool:
     """True for RGB, palette and grey formats, which have no matrix."""
     return bool(pixel_format.is_rgb or pixel_format.has_palette) or pixel_format.name.startswith(
@@ -107,6 +117,8 @@ class ToRgb:
 
     def __call__(self, frame: av.VideoFrame, layout: str = "rgb24") -> np.ndarray:
         """(H, W, 3) for 'rgb24' and 'rgb48le', (H, W, 4) for 'rgba' and 'rgba64le'; uint8 or uint16."""
+        if self._colour.matrix_tag not in (_NOT_SAID, *_SWS.values()) and self._colour.matrix != "rgb":
+            frame.colorspace = _SWS[self._colour.matrix]  # swscale refuses frames with a tag that it does not know
         if layout in _DEEP and self._colour.matrix != "rgb":
             return self._deep(frame, layout)
         if self._colour.matrix == "bt2020":

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from kiwi_cli.errors import KiwiError
+from kiwi_cli.video.colour import unread_matrix
 from kiwi_cli.video.failures import READ_ERRORS
 from kiwi_cli.video.foreign import HEAD, refuse_foreign
 from kiwi_cli.video.integrity import is_cut_off
 from kiwi_cli.video.opening import check_dimensions, check_input, open_media, picture_stream
 
 _ISO, _MATROSKA = b"ftyp", b"\x1a\x45\xdf\xa3"
-# Of these it is known that their colours can be read. Others are left to `probe`, and so is transparency.
+# Others are left to `probe`, and so is transparency.
 _FORMATS = {"yuvj420p", *(f"yuv{chroma}p{depth}" for chroma in ("420", "422", "444") for depth in ("", "10le"))}
 _UNDECODED = {"codec_whitelist": "none"}  # opening decodes some packets, for properties that are not asked for here
 _ROUGHLY = {"skip_idct": "all", "skip_loop_filter": "all"}  # the picture is thrown away
@@ -49,9 +50,11 @@ def _least(container: Any, stream: Any, path: Path) -> Fraction | None:
         return None
     # Waiting for the frame would decode as many packets as the stream reorders, which takes twice as long.
     frames = context.decode(first) or context.decode(None)
-    if not frames or frames[0].format.name not in _FORMATS:
+    if not frames or frames[0].format.name not in _FORMATS or unread_matrix(frames[0]) is not None:
         return None
     check_dimensions(frames[0].width, frames[0].height, path)
+    if not all(_is_within(other, container.size) for other in container.streams):
+        return None
     times = _indexed(stream, container.size) or {first.pts, *_counted(container, stream)}
     promised = stream.frames if stream.frames <= container.size else 0
     if len(times) < promised:
@@ -65,6 +68,12 @@ def _indexed(stream: Any, size: int) -> set[int]:
     if not entries or len(entries) != stream.frames or max(entry[2] for entry in entries) > size:
         return set()
     return {time for time, length, _ in entries if length}
+
+
+def _is_within(stream: Any, size: int) -> bool:
+    """Whether a file of `size` bytes can hold all that a stream's index promises."""
+    entries = getattr(stream, "index_entries", ())
+    return all(entry.size >= 0 and entry.pos + entry.size <= size for entry in entries)
 
 
 def _counted(container: Any, stream: Any) -> set[int]:

@@ -12,7 +12,7 @@ import av
 
 from kiwi_cli.errors import MediaError
 from kiwi_cli.video.clip import AudioTrack, Clip, Colour, OtherStream
-from kiwi_cli.video.colour import colour_of, has_alpha
+from kiwi_cli.video.colour import colour_of, has_alpha, unread_matrix
 from kiwi_cli.video.decode import orientation
 from kiwi_cli.video.failures import READ_ERRORS, reading
 from kiwi_cli.video.foreign import HEAD, refuse_foreign
@@ -126,6 +126,8 @@ def _probe_video(path: Path, allow_truncated: bool) -> Clip:
         aspect = _pixel_aspect(stream)
         time_base = stream.time_base or Fraction(1, 90_000)
         rate = _usable_rate(stream.average_rate) or _usable_rate(stream.guessed_rate)
+        if unread := unread_matrix(first):
+            raise MediaError(f"'{path}' has its colours in {unread}, which is not read", "convert it to BT.709 first")
         facts: dict[str, Any] = {
             "path": path,
             "kind": "video",

@@ -23,6 +23,7 @@ _NAMES = {
     Siting(0, 1): "bottomleft",
     Siting(0.5, 1): "bottom",
 }
+_NOT_SAID = 2  # AVCOL_SPC_UNSPECIFIED
 _WINDOW = 64  # luma samples a side of the patch that the siting is measured on
 _AT = 4  # chroma sample of the patch that is raised, across and down
 _INTERPOLATION = 1 << 1 | 1 << 13 | 1 << 14 | 1 << 18  # swscale: bilinear with full chroma, exact
@@ -89,12 +90,14 @@ def _enlarged(frame: av.VideoFrame) -> av.VideoFrame:
 
 
 def _measured(frame: av.VideoFrame, across: int, down: int) -> Siting:
+    # The place of the samples is asked for, whatever colours they stand for: some matrices swscale does not know.
     patch = Chain(
         frame,
         ("crop", f"{_WINDOW}:{_WINDOW}:0:0"),
         ("format", f"pix_fmts={planar_name(frame.format.name) or 'yuv420p'}"),
         ("lutyuv", "u=128:v=128"),
     )(frame)
+    patch.colorspace = _NOT_SAID
     deep = patch.format.components[1].bits > 8
     kind = np.uint16 if deep else np.uint8
     flat = _plane(patch, kind)
