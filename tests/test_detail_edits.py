@@ -357,10 +357,13 @@ def test_a_part_in_other_words_is_as_sharp_where_it_comes_in_and_goes(steady: bo
     part, settings = PartRows(7, 23, (), (), (4, 4)), DetailSettings(steady=steady)
     versions = Versions(settings, "cpu", [part])
     results: list[np.ndarray] = []
-    for number, (trip, source) in enumerate(zip(trips, sources, strict=True)):
+    for number, trip in enumerate(trips):
         other = dark[number] if part.first <= number < part.last else bright[number]
-        results += versions.add([bright[number], other], trip, source)
-    results += versions.finish()
+        versions.add([bright[number], other], trip)
+        if versions.due:
+            results.append(versions.result(sources[len(results)]))
+    while versions.waiting:
+        results.append(versions.result(sources[len(results)]))
     assert len(results) == 30
     whole = list(transfer(zip(bright, trips, sources, strict=True), settings))
     own = list(transfer(zip(dark[7:23], trips[7:23], sources[7:23], strict=True), settings))

@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 from kiwi_cli.bench.tiny.quality import edge_correlation, edge_strength, psnr
 from kiwi_cli.video.detail import Detail, DetailSettings, Triple, transfer
 from kiwi_cli.video.detail.cores import Cores
-from kiwi_cli.video.detail.maps import block_moments
+from kiwi_cli.video.detail.moments import block_moments
 from kiwi_cli.video.detail.stream import jumps
 
 FULL, WORKING = (384, 216), (128, 72)  # width, height
@@ -129,14 +129,16 @@ def test_each_frame_comes_a_few_late_and_equals_what_its_neighbours_alone_give(s
     settings = DetailSettings(steady=steady)
     triples = list(moving())
     detail = Detail(settings)
-    counts, results = [], []
-    for triple in triples:
-        ready = detail.add(*triple)
-        counts.append(len(ready))
-        results += ready
-    results += list(detail.finish())
+    due, results = [], []
+    for edited, round_trip, _ in triples:
+        detail.add(edited, round_trip)
+        due.append(detail.due)
+        if detail.due:
+            results.append(detail.result(triples[len(results)].source))
+    while detail.waiting:
+        results.append(detail.result(triples[len(results)].source))
     late = 4 if steady else 2
-    assert counts == [0] * late + [1] * (9 - late) and len(results) == 9
+    assert due == [False] * late + [True] * (9 - late) and len(results) == 9
     for number in (0, 4, 8):
         near = triples[max(0, number - late) : number + late + 1]
         alone = list(transfer(near, settings))[min(number, late)]
@@ -145,9 +147,12 @@ def test_each_frame_comes_a_few_late_and_equals_what_its_neighbours_alone_give(s
 
 def test_a_stream_can_begin_again_and_may_be_empty() -> None:
     detail = Detail()
-    first = [*detail.add(*next(moving())), *detail.finish()]
-    second = [*detail.add(*next(moving())), *detail.finish()]
-    np.testing.assert_array_equal(first, second)
+    edited, round_trip, source = next(moving())
+    detail.add(edited, round_trip)
+    first = detail.result(source)
+    assert not detail.waiting
+    detail.add(edited, round_trip)
+    np.testing.assert_array_equal(first, detail.result(source))
     assert list(transfer([])) == []
 
 
@@ -163,18 +168,29 @@ def test_strips_equal_the_whole() -> None:
         np.testing.assert_array_equal(apply(maps, edited, round_trip, source, Cores(count), strip=strip), whole)
 
 
-@pytest.mark.parametrize("size", [(64, 96), (150, 100), (31, 40), (70, 256)])
-def test_floats_are_enlarged_in_strips_as_they_are_whole(size: tuple[int, int]) -> None:
-    from kiwi_cli.video.detail.enlarge import Enlarged
-    from kiwi_cli.video.detail.maps import resized
+@pytest.mark.parametrize("size", [(64, 96), (150, 100), (31, 40), (70, 256), (151, 80), (400, 300), (3, 2)])
+def test_a_frame_is_enlarged_in_strips_as_torch_does_it_whole(size: tuple[int, int]) -> None:
+    from kiwi_cli.video.detail.enlarge import Enlarged, resized
 
     height, width = 151, 256
-    frame = torch.rand(*size, 3, generator=torch.Generator().manual_seed(0)) * 255
-    enlarged = Enlarged(frame, height, width)
-    whole = resized(frame, height, width, "bicubic")
-    for rows in (1, 40, height):
-        strips = [enlarged.rows(slice(top, min(top + rows, height))) for top in range(0, height, rows)]
-        torch.testing.assert_close(torch.cat(strips), whole, atol=1e-3, rtol=0)
+    noise = torch.rand(*size, 3, generator=torch.Generator().manual_seed(0))
+    frame = (noise * 120 + 60).to(torch.uint8)  # overshoots are no matter here: bytes are clipped on the way
+    whole = resized(frame.float(), height, width, "bicubic").permute(2, 0, 1)
+    cases = {
+        "bytes": (frame, {}, 0.7),  # rounded once
+        "exact bytes": (frame, {"exact": True}, 0.05),
+        "floats": (frame.float(), {}, 0.05),
+        "sums": (frame.to(torch.int16) * 9, {"scale": 9.0}, 0.05),
+    }
+    everything = slice(0, height)
+    for name, (given, how, most) in cases.items():
+        at_once = Enlarged(given, (height, width), everything, **how).rows(everything)
+        torch.testing.assert_close(at_once, whole, atol=most, rtol=0)
+        strips = []
+        for top in range(0, height, 40):
+            enlarged = Enlarged(given, (height, width), slice(top, min(top + 40, height)), **how)
+            strips += [enlarged.rows(slice(row, min(row + 7, top + 40, height))) for row in range(top, min(top + 40, height), 7)]
+        torch.testing.assert_close(torch.cat(strips, 1), at_once, atol=0 if name == "bytes" else 1e-3, rtol=0)
 
 
 def test_cores_share_the_work_and_say_what_went_wrong() -> None:
@@ -215,7 +231,7 @@ def test_where_the_edit_becomes_another_one_each_keeps_its_detail(steady: bool) 
 
 def test_a_fast_clip_in_negative_is_one_edit() -> None:
     clip = [np.roll(picture(7), 90 * number, axis=1) for number in range(3)]
-    moments = [block_moments(*map(torch.tensor, (255 - coded(f), coded(f), f)), Cores(1))[0] for f in clip]
+    moments = [block_moments(*map(torch.tensor, (255 - coded(f), coded(f))), Cores(1)) for f in clip]
     assert not any(jumps(*pair) for pair in pairwise(moments))
 
 
@@ -269,8 +285,8 @@ def test_a_clean_autoencoder_has_no_noise() -> None:
 
     small = np.asarray(Image.fromarray(picture(13)).resize(WORKING, Image.Resampling.LANCZOS))
     frames = coded(picture(13)), noisy(picture(13), 0), small
-    planes = [torch.from_numpy(frame.copy()).permute(2, 0, 1) / 255 for frame in frames]
-    clean, grainy = (noise_of(one, planes[2]) for one in planes[:2])
+    tensors = [torch.from_numpy(frame.copy()) for frame in frames]
+    clean, grainy = (noise_of(one, tensors[2]) for one in tensors[:2])
     assert clean == pytest.approx(0, abs=1e-5) and grainy == pytest.approx(1e-4, rel=0.3)
 
 
@@ -280,8 +296,8 @@ def test_a_frame_of_one_colour_has_no_noise() -> None:
     from kiwi_cli.video.detail.noise import noise_of
 
     for level in (1.0, 0.37, 0.0):
-        plane = torch.full((3, 80, 144), level)
-        assert noise_of(plane, plane) == 0 and noise_of(plane * 0.99, plane) == 0
+        frame = torch.full((80, 144, 3), 255 * level)
+        assert noise_of(frame, frame) == 0 and noise_of(frame * 0.99, frame) == 0
 
 
 def test_a_removed_thing_leaves_no_edges_where_its_surroundings_are_trusted() -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -31,7 +30,7 @@ ROOM = 64
 def detailed(plan: EditPlan, pairs: Frames, device: str, deep: bool = False) -> Frames:
     """Result frames, (1, H, W, 3) uint8, as large as the part of the clip that the model is shown.
 
-    The clip is decoded once more, in step with the edit; at most 8 of its frames are held.
+    The clip is decoded once more, a few frames behind the edit: no frame of it is kept.
 
     Args:
         pairs: (f, 2, h, w, 3), of `ClipEdit.pairs`; with parts that were made anew (f, 2 + parts, h, w, 3).
@@ -43,18 +42,23 @@ def detailed(plan: EditPlan, pairs: Frames, device: str, deep: bool = False) -> 
     shown, worked = plan.place.source, plan.place.target
     details: Versions | None = None
     with closing(pairs), closing(read_frames(plan.clip, plan.span, deep=deep)) as sources:
+
+        def result(details: Versions) -> np.ndarray:
+            source = next(sources, None)
+            if source is None:
+                raise MediaError(f"'{plan.clip.path}' has fewer frames than before", "was it written to meanwhile?")
+            full = np.ascontiguousarray(source.rgb[shown.top : shown.bottom, shown.left : shown.right])
+            return details.result(full)[None]
+
         for chunk in pairs:
             if details is None:  # the first pair comes after the round trip was decoded: what is free now stays free
                 details = Versions(_settings(plan), _place(device, shown.size), plan.parts)
             for edited, round_trip, *earlier in chunk[:, :, worked.top : worked.bottom, worked.left : worked.right]:
-                source = next(sources, None)
-                if source is None:
-                    raise MediaError(f"'{plan.clip.path}' has fewer frames than before", "was it written to meanwhile?")
-                full = np.ascontiguousarray(source.rgb[shown.top : shown.bottom, shown.left : shown.right])
-                for result in details.add([*reversed(earlier), edited], round_trip, full):
-                    yield result[None]
-        for result in details.finish() if details else ():
-            yield result[None]
+                details.add([*reversed(earlier), edited], round_trip)
+                if details.due:
+                    yield result(details)
+        while details and details.waiting:
+            yield result(details)
 
 
 def _settings(plan: EditPlan) -> DetailSettings:
@@ -87,54 +91,53 @@ class Versions:
 
         self.parts = parts
         self._details = [Detail(settings, device) for _ in range(1 + len(parts))]
-        self._ready: list[deque[np.ndarray]] = [deque() for _ in self._details]
-        self._reach = self._details[0].reach
         self._given = self._sent = 0
 
-    def add(self, versions: Sequence[np.ndarray], round_trip: np.ndarray, source: np.ndarray) -> Iterator[np.ndarray]:
-        """The results that are ready now.
+    @property
+    def due(self) -> bool:
+        """Whether all frames are there that the next result depends on."""
+        return self._details[0].due
+
+    @property
+    def waiting(self) -> int:
+        """Frames whose result has not been made."""
+        return self._details[0].waiting
+
+    def add(self, versions: Sequence[np.ndarray], round_trip: np.ndarray) -> None:
+        """Take the next frame.
 
         Args:
-            versions: of the next frame, before any part was made anew, after the first, and so on.
-            round_trip, source: as of `Detail.add`.
+            versions: of it, before any part was made anew, after the first, and so on.
+            round_trip: as of `Detail.add`.
         """
         for number, (edited, detail) in enumerate(zip(versions, self._details, strict=True)):
             if self._given in self._near(number):
-                self._ready[number] += detail.add(edited, round_trip, source)
-                if self._given + 1 == self._near(number).stop:
-                    self._ready[number] += detail.finish()
+                detail.add(edited, round_trip)
         self._given += 1
-        yield from self._due()
 
-    def finish(self) -> Iterator[np.ndarray]:
-        """The results that are still due."""
-        for number, detail in enumerate(self._details):
-            if self._given in self._near(number):
-                self._ready[number] += detail.finish() if number else ()
-        for result in self._details[0].finish():
-            self._ready[0].append(result)
-            yield from self._due()
+    def result(self, source: np.ndarray) -> np.ndarray:
+        """The next result, mixed of the versions that its frame is shown from.
+
+        Args:
+            source: that frame's, as of `Detail.result`.
+        """
+        result = self._details[0].result(source)
+        for number, part in enumerate(self.parts, 1):
+            if self._sent in self._near(number):
+                own = self._details[number].result(source)
+                if part.first <= self._sent < part.last:
+                    result = part.mixed(self._sent, result, own)
+        self._sent += 1
+        return result
 
     def _near(self, number: int) -> range:
         """The frames that a version is given detail in."""
         if not number:
             return range(1 << 62)
         part = self.parts[number - 1]
-        before, after = (0 if fade else self._reach for fade in part.fades)
+        reach = self._details[0].reach
+        before, after = (0 if fade else reach for fade in part.fades)
         return range(max(0, part.first - before), part.last + after)
-
-    def _due(self) -> Iterator[np.ndarray]:
-        """Results whose frame all versions have that are shown there."""
-        while self._ready[0]:
-            there = [number for number in range(len(self._details)) if self._sent in self._near(number)]
-            found = {number: self._ready[number].popleft() for number in there}
-            result = found.pop(0)
-            for number, own in found.items():
-                part = self.parts[number - 1]
-                if part.first <= self._sent < part.last:
-                    result = part.mixed(self._sent, result, own)
-            yield result
-            self._sent += 1
 
 
 def _place(device: str, size: Size) -> str:

@@ -11,6 +11,8 @@ from kiwi_cli.video.detail.enlarge import Enlarged
 
 STRIP_PIXELS = 65536
 """Of a strip: small enough for the cache of a core, large enough for two to share."""
+STRIPS = 8
+"""In a row, by one core: what they are enlarged from is made wider at once."""
 ROWS_A_BLOCK = 2
 """Rows of maps for each row of blocks: maps are so smooth that several full-size rows can share one."""
 PEAK = {torch.uint8: 255, torch.uint16: 65535}
@@ -23,45 +25,47 @@ def apply(
     source: torch.Tensor,
     cores: Cores,
     strip: int | None = None,
+    scale: float = 1.0,
 ) -> np.ndarray:
     """The result, (H, W, 3) of the source's type.
 
     Args:
         maps: (10 or 14, h, w) of `fit`, on the device where the work is done.
-        edited, round_trip: (h, w, 3) bytes, or floats in 0..255, on the same device.
+        edited, round_trip: (h, w, 3) on the same device: bytes, floats in 0..255, or whole numbers `scale` times that.
         source: (H, W, 3) uint8 or uint16, all bits of it used, anywhere.
         cores: that share the strips.
         strip: rows that are worked on at a time, about; None chooses. The result does not depend on it.
+        scale: of `edited` and `round_trip`, where they are sums over frames.
     """
     height, width = source.shape[:2]
-    if source.dtype == torch.uint16:  # their rounding to bytes would show
-        edited, round_trip = edited.float(), round_trip.float()
-    # E and R enlarged: what a plain result is, and what the source would be if that were done to it.
-    plain, blurred = cores.each(lambda frame: Enlarged(frame, height, width), (edited, round_trip))
+    deep = source.dtype == torch.uint16
     result = torch.empty_like(source, device="cpu")
     held = max(1, height // (maps.shape[1] * ROWS_A_BLOCK))
     rows = max(1, (strip or STRIP_PIXELS // width) // held) * held
     whole = height // held * held
 
     def make(top: int) -> None:
-        bottom = min(top + rows, whole) if top < whole else height
-        part = slice(top, bottom)
-        mapped = _rows_of(maps, top, bottom, held, height)
-        if bool((mapped[9] == 1).all()):
-            result[part] = source[part].cpu()
-        else:
-            planes = _strip(mapped, plain.rows(part), blurred.rows(part), source[part]).cpu()
+        part = slice(top, min(top + STRIPS * rows, whole) if top < whole else height)
+        # E and R enlarged: what a plain result is, and what the source would be if that were done to it.
+        plain, blurred = (Enlarged(frame, (height, width), part, scale, deep) for frame in (edited, round_trip))
+        for first in range(top, part.stop, rows):
+            strip = slice(first, min(first + rows, part.stop))
+            mapped = _rows_of(maps, strip, held, height)
+            if bool((mapped[9] == 1).all()):
+                result[strip] = source[strip].cpu()
+                continue
+            planes = _strip(mapped, plain.rows(strip), blurred.rows(strip), source[strip]).cpu()
             for channel in range(3):  # twice as fast as all three at once
-                result[part, :, channel] = planes[channel]
+                result[strip, :, channel] = planes[channel]
 
-    cores.each(make, [*range(0, whole, rows), *([whole] if whole < height else [])])
+    cores.each(make, [*range(0, whole, STRIPS * rows), *([whole] if whole < height else [])])
     return result.numpy()
 
 
-def _rows_of(maps: torch.Tensor, top: int, bottom: int, held: int, height: int) -> torch.Tensor:
-    """Rows of the maps for full-size rows top..bottom, one for each `held`: (10, n, w)."""
+def _rows_of(maps: torch.Tensor, strip: slice, held: int, height: int) -> torch.Tensor:
+    """Rows of the maps for rows at full size, one for each `held`: (10, n, w)."""
     count = maps.shape[1]
-    centres = (torch.arange(top, bottom, held, device=maps.device) + held / 2) * (count / height) - 0.5
+    centres = (torch.arange(strip.start, strip.stop, held, device=maps.device) + held / 2) * (count / height) - 0.5
     centres = centres.clamp(0, count - 1)
     before = centres.floor().long().clamp_max(max(0, count - 2))
     share = (centres - before)[:, None]
@@ -81,13 +85,13 @@ def _strip(mapped: torch.Tensor, plain: torch.Tensor, blurred: torch.Tensor, sou
     # Rows are in place already; over one axis this takes half as long as a bilinear enlargement.
     across = F.interpolate(mapped.reshape(1, rows * groups, -1), size=width, mode="linear").view(rows, groups, 1, width)
 
-    def planes(frame: torch.Tensor, scale: float) -> torch.Tensor:
-        """(n, W, 3) -> (3, groups, n / groups, W) fp32."""
-        planar = frame.permute(2, 0, 1).contiguous().to(torch.float32)
-        return (planar if scale == 1 else planar.mul_(scale)).view(3, groups, height // groups, width)
-
-    lost, low = planes(source.to(device), 1.0), planes(blurred, peak / 255)
-    out = planes(plain, peak / 255)
+    lost, low, out = (
+        planar.view(3, groups, height // groups, width)
+        for planar in (source.to(device).permute(2, 0, 1).contiguous().float(), blurred, plain)
+    )
+    if peak != 255:
+        low *= peak / 255
+        out *= peak / 255
     if rows > 10:
         low *= across[10]
         out *= across[10]

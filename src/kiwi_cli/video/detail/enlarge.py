@@ -1,48 +1,77 @@
-"""Frames at full size, whole where that is small, else a strip at a time."""
+"""Frames at full size, a strip at a time: no whole one is ever there."""
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 
-from kiwi_cli.video.detail.maps import resized
+EXACT = 1 << 14
+"""Weights are whole multiples of 1 / this: their sums over bytes are exact in fp32, so that no strip depends on another."""
+
+
+def resized(frame: torch.Tensor, height: int, width: int, mode: str) -> torch.Tensor:
+    """(h, w, 3) -> (height, width, 3) with antialiasing; bytes stay bytes on the CPU, where that is much faster."""
+    if frame.shape[:2] == (height, width):
+        return frame
+    planar = frame.permute(2, 0, 1)[None]
+    if frame.dtype == torch.uint8 and frame.device.type != "cpu":
+        planar = planar.float()
+    big = F.interpolate(planar, size=(height, width), mode=mode, antialias=True)[0].permute(1, 2, 0)
+    return big if frame.dtype == big.dtype else big.round_().clamp_(0, 255).to(frame.dtype)
 
 
 class Enlarged:
-    """A frame at another size, bicubic with antialiasing.
+    """A frame, or some rows of one, at another size: bicubic with antialiasing, in planes and not rounded.
 
-    Bytes are enlarged whole, which torch does several times as fast. Floats would be four frames of bytes: theirs are
-    made as they are asked for, with the same weights.
+    What the rows are made of is made wider at once, bytes as bytes, which torch does several times as fast; and then
+    taller as it is asked for, by one matrix product.
 
     Args:
-        frame: (h, w, 3), bytes or floats.
+        frame: (h, w, 3): bytes, floats, or whole numbers that are `scale` times too large.
+        part: the rows; a few strips of them are worth it.
+        scale: what is divided by, of whole numbers other than bytes.
+        exact: bytes are not rounded on the way either.
     """
 
-    def __init__(self, frame: torch.Tensor, height: int, width: int) -> None:
-        self._width = width
-        self._frame, self._whole = frame, not frame.is_floating_point() or frame.shape[:2] == (height, width)
-        if self._whole:
-            self._frame = resized(frame, height, width, "bicubic")
-            return
-        count = len(frame)
-        each = F.interpolate(torch.eye(count)[None, None], size=(height, count), mode="bicubic", antialias=True)[0, 0]
-        used, place = each != 0, torch.arange(count)
-        self._first = (used * (count - place)).argmax(1)
-        last = (used * (place + 1)).argmax(1)
-        taps = self._first[:, None] + torch.arange(int((last - self._first).max()) + 1)
-        weights = each.gather(1, taps.clamp_max(count - 1)) * (taps <= last[:, None])
-        self._weights = weights.to(frame.device, frame.dtype)
+    def __init__(
+        self, frame: torch.Tensor, size: tuple[int, int], part: slice, scale: float = 1.0, exact: bool = False
+    ) -> None:
+        self._first, self._weights = taps(len(frame), size[0])
+        self._scale, self._top = scale, int(self._first[part.start])
+        near = frame[self._top : int(self._first[part.stop - 1]) + self._weights.shape[1]]
+        wide = resized(near.float() if exact or frame.dtype != torch.uint8 else near, len(near), size[1], "bicubic")
+        self._planes = wide.permute(2, 0, 1)
 
-    def rows(self, part: slice) -> torch.Tensor:
-        """(n, W, 3): those rows of it, all of them within."""
-        if self._whole:
-            return self._frame[part]
-        first, weights = self._first[part], self._weights[part]
-        top, taps = int(first.min()), weights.shape[1]
-        near = self._frame[top : int(first.max()) + taps]
-        wide = resized(near, len(near), self._width, "bicubic")
-        total = torch.zeros((len(first), *wide.shape[1:]), dtype=wide.dtype, device=wide.device)
-        for tap in range(taps):
-            index = (first + (tap - top)).clamp_max(len(near) - 1).to(wide.device)
-            total += wide[index] * weights[:, tap, None, None]
-        return total
+    def rows(self, strip: slice) -> torch.Tensor:
+        """(3, n, W) fp32 in 0..255, a little beyond at sharp edges: those rows of the whole, all of them in the part."""
+        first, weights = self._first[strip], self._weights[strip]
+        top, count = int(first[0]), weights.shape[1]
+        near = self._planes[:, top - self._top : int(first[-1]) + count - self._top].to(
+            torch.float32, memory_format=torch.contiguous_format
+        )
+        if self._scale != 1:
+            near = near / self._scale
+        places = (first - top)[:, None] + torch.arange(count)
+        return torch.zeros(len(first), near.shape[1]).scatter_(1, places, weights).to(near.device) @ near
+
+
+@lru_cache(maxsize=8)
+def taps(count: int, wanted: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each of `wanted` places the first of `count` that it is made of, (wanted,), and weights, (wanted, taps).
+
+    Of Keys' bicubic with a = -0.5, spread out where it is made smaller, as torch and Pillow have it with antialiasing.
+    """
+    scale = count / wanted
+    spread = max(scale, 1.0)
+    centres = (torch.arange(wanted, dtype=torch.float64) + 0.5) * scale
+    number = min(count, int(4 * spread) + 1)
+    first = (centres - 2 * spread + 0.5).long().clamp(0, count - number)
+    x = ((first[:, None] + torch.arange(number) + 0.5 - centres[:, None]) / spread).abs()
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+    weights = (weights / weights.sum(1, keepdim=True) * EXACT).round()
+    most = weights.argmax(1, keepdim=True)  # takes what rounding left over: what is even stays even
+    weights.scatter_add_(1, most, EXACT - weights.sum(1, keepdim=True))
+    return first, (weights / EXACT).float()

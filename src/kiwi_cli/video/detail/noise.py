@@ -15,30 +15,36 @@ SIDE = 4
 """Of the blocks that the quieter quarter is taken of."""
 
 
+def planes(frame: torch.Tensor) -> torch.Tensor:
+    """(n, w, 3) in 0..255 -> (3, n, w) around 0, so that little is lost when means are taken from second moments."""
+    return frame.permute(2, 0, 1).contiguous().float().mul_(1 / 255).sub_(0.5)
+
+
 def noise_of(round_trip: torch.Tensor, source: torch.Tensor) -> float:
     """The variance of the noise in a channel of the round trip, less what rounding to bytes makes of it.
 
     It is what is left of the round trip by the best mixture of the source and its blurs, in the quieter blocks.
 
     Args:
-        round_trip, source: (3, h, w), in 0..1 but for an offset.
+        round_trip, source: (h, w, 3) bytes, or floats in 0..255.
     """
-    height, width = round_trip.shape[1:]
+    height, width = round_trip.shape[:2]
     if min(height, width) < 4 * BLURS:
         return 0.0
     tops = range(0, max(1, height - BAND // 2), 4 * BAND)
-    bands = [_left(round_trip[:, top : top + BAND], source[:, top : top + BAND]) for top in tops]
+    bands = [_left(planes(round_trip[top : top + BAND]), planes(source[top : top + BAND])) for top in tops]
     blocks = torch.cat([F.avg_pool2d(band.square()[None], SIDE)[0].mean(0).flatten() for band in bands])
     return max(0.0, float(blocks.quantile(0.25)) - ROUNDING)
 
 
 def _left(trip: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     """What the mixture leaves of a band, (3, h, w), without the rows and columns that blurs have no neighbours for."""
-    line = torch.tensor([1.0, 2.0, 1.0], device=source.device) / 4
-    kernel = (line[:, None] * line)[None, None]
-    mixed = [source[:, None]]
-    for _ in range(BLURS):
-        mixed.append(F.conv2d(mixed[-1], kernel))
+    mixed = [source]
+    for _ in range(BLURS):  # by 1 2 1 each way: a few sums are several times as fast as a convolution
+        across = (mixed[-1][..., 1:] + mixed[-1][..., :-1]).mul_(0.5)
+        across = (across[..., 1:] + across[..., :-1]).mul_(0.5)
+        down = (across[:, 1:] + across[:, :-1]).mul_(0.5)
+        mixed.append((down[:, 1:] + down[:, :-1]).mul_(0.5))
     rows = []
     for number, plane in enumerate(mixed):
         edge = BLURS - number

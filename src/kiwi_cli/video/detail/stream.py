@@ -12,7 +12,8 @@ import torch
 
 from kiwi_cli.video.detail.apply import apply
 from kiwi_cli.video.detail.cores import Cores
-from kiwi_cli.video.detail.maps import E, R, block_moments, fit
+from kiwi_cli.video.detail.maps import fit
+from kiwi_cli.video.detail.moments import Moments, block_moments, loss_of
 from kiwi_cli.video.detail.settings import DetailSettings
 
 CUT_DIFFERENCE = 0.04
@@ -46,20 +47,29 @@ class _Held:
     """One frame while it is waited for, or needed by those around it."""
 
     shot: int
-    moments: torch.Tensor
-    noise: float
+    moments: Moments
     edited: torch.Tensor | None
     round_trip: torch.Tensor | None
-    source: torch.Tensor | None
+    loss: torch.Tensor | None = None  # comes with the source
+    noise: float = 0.0
 
 
 class Detail:
     """A clip's frames with the source's detail, in order, a few frames late: `reach`, or `period` - 1 with `steady`.
 
     Covariances are averaged over the frames around each before the maps are solved for, but never across a scene cut
-    or from one edit to another. Joints of windows are no cuts: they fade. Of n frames' delay, held are n + 1 frames at
-    full size and, while one is made, three more; as many pairs at the working size (2n + 1 with `steady`); and moments
-    of 2n + 1 frames, each as large as two working-size frames or less.
+    or from one edit to another. Joints of windows are no cuts: they fade.
+
+    A frame at full size is asked for when its result is due, and none is kept: beside it and the result there are
+    strips. Of n frames' delay, held are n + 1 pairs at the working size (2n + 1 with `steady`) and moments of 2n + 1
+    frames, each as large as two working-size frames or less.
+
+        for edited, round_trip in pairs:
+            detail.add(edited, round_trip)
+            if detail.due:
+                result = detail.result(source)  # of a frame `reach` before
+        while detail.waiting:
+            result = detail.result(source)
 
     Args:
         device: where the work is done; frames come and go as numpy arrays in any case.
@@ -78,62 +88,71 @@ class Detail:
         """Frames to either side that a result depends on."""
         return self._reach
 
+    @property
+    def waiting(self) -> int:
+        """Frames whose result has not been made."""
+        return len(self._held) - self._next
+
+    @property
+    def due(self) -> bool:
+        """Whether all frames are there that the next result depends on."""
+        return self.waiting > self._reach
+
     @torch.inference_mode()
-    def add(self, edited: np.ndarray, round_trip: np.ndarray, source: np.ndarray) -> list[np.ndarray]:
-        """The result frames that are ready now, one or none.
+    def add(self, edited: np.ndarray, round_trip: np.ndarray) -> None:
+        """Take the next frame.
 
         Args:
-            edited, round_trip, source: as in `Triple`. They are kept, not copied: they must not be written to until the
+            edited, round_trip: as in `Triple`. They are kept, not copied: they must not be written to until the
                 results around them are there.
         """
         edit, trip = (_tensor(frame).to(self.device) for frame in (edited, round_trip))
-        full = _tensor(source)
-        eight = full if source.dtype == np.uint8 else _tensor((source >> 8).astype(np.uint8))
         with self._cores.alone():
-            moments, noise = block_moments(edit, trip, eight.to(self.device), self._cores)
+            moments = block_moments(edit, trip, self._cores)
             last = self._held[-1] if self._held else None
             shot = 0 if last is None else last.shot + (is_cut(last.moments, moments) or jumps(last.moments, moments))
-            self._held.append(_Held(shot, moments, noise, edit, trip, full))
-            return [] if len(self._held) - self._next <= self._reach else [self._result()]
+            self._held.append(_Held(shot, moments, edit, trip))
 
     @torch.inference_mode()
-    def finish(self) -> Iterator[np.ndarray]:
-        """The result frames that are still due."""
-        while self._next < len(self._held):
-            with self._cores.alone():
-                result = self._result()
-            yield result
-        self._held.clear()
-        self._next = 0
+    def result(self, source: np.ndarray) -> np.ndarray:
+        """The next frame's result, from the frames that are there; what no later frame needs is let go.
 
-    def _result(self) -> np.ndarray:
-        """The next frame's result; what no later frame needs is let go."""
+        Args:
+            source: that frame's, as in `Triple`.
+        """
         held, reach = self._held, self._reach
         frame = held[self._next]
         near = range(max(0, self._next - reach), min(self._next + reach + 1, len(held)))
-        shot = [held[number] for number in near if held[number].shot == frame.shot]
+        numbers = [number for number in near if held[number].shot == frame.shot]
+        shot = [held[number] for number in numbers]
         # Steadied, a mean of means over as many frames as windows have: a jump between windows becomes a ramp, the
         # ramp's ends are soft, and nothing is left of what is the same in each window.
-        weights = [1.0] * len(shot)
-        if self.settings.steady:
-            weights = [reach + 1.0 - abs(n - self._next) for n in near if held[n].shot == frame.shot]
-        noise = sum(one.noise for one in shot) / len(shot)
-        maps = fit(_mean([one.moments for one in shot], weights), self.settings, self._cores, noise)
-        edited: torch.Tensor | None
-        round_trip: torch.Tensor | None
-        if self.settings.steady:
-            edited = _mean([one.edited for one in shot], weights)
-            round_trip = _mean([one.round_trip for one in shot], weights)
-        else:
-            edited, round_trip = frame.edited, frame.round_trip
-            frame.edited = frame.round_trip = None
-        assert edited is not None and round_trip is not None and frame.source is not None
-        result = apply(maps, edited, round_trip, frame.source, self._cores)
-        frame.source = None
+        steady = self.settings.steady
+        weights = [reach + 1 - abs(number - self._next) if steady else 1 for number in numbers]
+        with self._cores.alone():
+            full = _tensor(source)
+            assert frame.edited is not None and frame.round_trip is not None
+            frame.loss, frame.noise = loss_of(frame.round_trip, _eight_bits(full).to(self.device), self._cores)
+            # An autoencoder's loss is no matter of a single frame; of those to come it is not known yet.
+            losses = [(one.loss, weight) for one, weight in zip(shot, weights, strict=True) if one.loss is not None]
+            loss = torch.stack([plane * (weight / sum(w for _, w in losses)) for plane, weight in losses]).sum(0)
+            noises = [one.noise for one in shot if one.loss is not None]
+            noise = sum(noises) / len(noises)
+            maps = fit([one.moments for one in shot], weights, loss, self.settings, self._cores, noise)
+            if steady:
+                pairs = [one.edited for one in shot], [one.round_trip for one in shot]
+                edited, round_trip = self._cores.each(lambda frames: _total(frames, weights), pairs)
+                result = apply(maps, edited, round_trip, full, self._cores, scale=sum(weights))
+            else:
+                result = apply(maps, frame.edited, frame.round_trip, full, self._cores)
+                frame.edited = frame.round_trip = None
         self._next += 1
         while self._next > reach:
             held.popleft()
             self._next -= 1
+        if not self.waiting:
+            held.clear()
+            self._next = 0
         return result
 
 
@@ -142,31 +161,37 @@ def transfer(
     settings: DetailSettings | None = None,
     device: str | torch.device = "cpu",
 ) -> Iterator[np.ndarray]:
-    """Result frames, as many as there are triples, in order.
+    """Result frames, as many as there are triples, in order. Sources are kept until they are due.
 
     Args:
         frames: one `Triple` for each frame.
     """
     detail = Detail(settings, device)
-    for triple in frames:
-        yield from detail.add(*triple)
-    yield from detail.finish()
+    sources: deque[np.ndarray] = deque()
+    for edited, round_trip, source in frames:
+        detail.add(edited, round_trip)
+        sources.append(source)
+        if detail.due:
+            yield detail.result(sources.popleft())
+    while sources:
+        yield detail.result(sources.popleft())
 
 
-def is_cut(before: torch.Tensor, now: torch.Tensor) -> bool:
-    """Whether a scene ends between two frames' moments: their blocks differ, and not in brightness alone."""
-    a, b = before[R].flatten(), now[R].flatten()
-    if a.shape != b.shape:
+def is_cut(before: Moments, now: Moments) -> bool:
+    """Whether a scene ends between two frames: their blocks differ, and not in brightness alone."""
+    if before.kept.shape != now.kept.shape:
         return True
+    a, b = (moments.means()[0].flatten() for moments in (before, now))
     if float((a - b).abs().mean()) < CUT_DIFFERENCE:
         return False
     return float(torch.corrcoef(torch.stack([a, b]))[0, 1].nan_to_num(0.0)) < CUT_CORRELATION
 
 
-def jumps(before: torch.Tensor, now: torch.Tensor) -> bool:
-    """Whether the edit becomes another one between two frames' moments, of one size."""
-    motion = now[R] - before[R]
-    moved = float((now[E] - before[E] - motion).abs().mean())
+def jumps(before: Moments, now: Moments) -> bool:
+    """Whether the edit becomes another one between two frames, of one size."""
+    (trip, edit), (trip_now, edit_now) = before.means(), now.means()
+    motion = trip_now - trip
+    moved = float((edit_now - edit - motion).abs().mean())
     return moved > max(JUMP, JUMP_OF_MOTION * float(motion.abs().mean()))
 
 
@@ -175,12 +200,19 @@ def _tensor(frame: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.require(frame, requirements=["C", "W"]))
 
 
-def _mean(frames: list[torch.Tensor | None], weights: list[float]) -> torch.Tensor:
-    """The weighted mean over frames; of one frame, itself."""
+def _eight_bits(frame: torch.Tensor) -> torch.Tensor:
+    """(H, W, 3) uint8: a frame itself, or the upper half of each of 16 bits."""
+    if frame.dtype == torch.uint8:
+        return frame
+    upper = np.empty(frame.shape, np.uint8)
+    np.right_shift(frame.numpy(), 8, out=upper, casting="unsafe")
+    return torch.from_numpy(upper)
+
+
+def _total(frames: list[torch.Tensor | None], weights: list[int]) -> torch.Tensor:
+    """The weighted sum over frames of bytes, in whole numbers."""
     there = [frame for frame in frames if frame is not None]
-    if len(there) == 1:
-        return there[0]
-    total = there[0].float() * weights[0]
+    total = there[0].to(torch.int16 if 255 * sum(weights) < 1 << 15 else torch.int32) * weights[0]
     for frame, weight in zip(there[1:], weights[1:], strict=True):
         total.add_(frame, alpha=weight)
-    return total.div_(sum(weights))
+    return total

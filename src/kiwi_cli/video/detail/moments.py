@@ -1,0 +1,174 @@
+"""Means over blocks of a frame: all that maps are fitted to, a twentieth of the frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from kiwi_cli.video.detail.cores import Cores
+from kiwi_cli.video.detail.enlarge import resized
+from kiwi_cli.video.detail.noise import noise_of, planes
+from kiwi_cli.video.detail.settings import STEP
+
+ANALYSED_SIDE = 352
+"""Pixels: frames whose shorter side is twice this or more are halved before moments are taken. An affine map survives
+the averaging, and the moments cost a quarter."""
+BAND = 16
+"""Rows of blocks that are worked on at a time: they fit a core's cache."""
+PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))  # of a symmetric 3x3 matrix
+
+# Rows of the moments: means of R and E, of the products R R and R E, and of |E|^2 and |E - R|^2.
+R, E, RR, RE = slice(0, 3), slice(3, 6), slice(6, 12), slice(12, 21)
+EE, CHANGE = 21, 22
+LIMITS = torch.tensor([0.5] * 6 + [0.25] * 15 + [0.75, 0.1])
+"""How large a row can be, of values around 0; of a change no more counts."""
+ROWS, WHOLE = len(LIMITS), 32767
+COARSE = 4
+"""Blocks to a side of a coarse one."""
+
+
+class Moments(NamedTuple):
+    """Means over blocks of a frame.
+
+    Kept in 16 bits: a rounding of 4e-6 is a twentieth of what `eps` adds, in a single block of the 25 that a map is
+    fitted to.
+
+    Attributes:
+        kept: (23, h / 4, w / 4) int16, in parts of `LIMITS`.
+        coarse: (23, h / 16, w / 16) fp32, means over 4 x 4 blocks.
+    """
+
+    kept: torch.Tensor
+    coarse: torch.Tensor
+
+    def means(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of R and of E, around 0, (3, h / 4, w / 4) each."""
+        found = self.kept[:6] * (0.5 / WHOLE)
+        return found[R], found[E]
+
+
+class Grid:
+    """How a frame is divided: the size at which it is looked at, and into how many blocks."""
+
+    def __init__(self, height: int, width: int) -> None:
+        shrink = 2 if min(height, width) >= 2 * ANALYSED_SIDE else 1
+        self.size = max(1, height // shrink), max(1, width // shrink)
+        self.blocks = max(1, round(height / STEP)), max(1, round(width / STEP))
+        self.side = STEP // shrink
+        self.even = self.size == (self.blocks[0] * self.side, self.blocks[1] * self.side)
+
+    def bands(self) -> list[slice]:
+        """Rows of blocks, band after band; where blocks are not of one size, all of them."""
+        step = BAND if self.even else self.blocks[0]
+        return [slice(top, min(top + step, self.blocks[0])) for top in range(0, self.blocks[0], step)]
+
+    def lines(self, band: slice) -> slice:
+        """The lines of the frame, as it is looked at, that are those rows of blocks."""
+        return slice(band.start * self.side, band.stop * self.side) if self.even else slice(None)
+
+    def means(self, pixels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        """Means over blocks, (C, lines, w) -> (C, *size)."""
+        if not self.even:
+            return F.adaptive_avg_pool2d(pixels, list(size))
+        for _ in range(self.side.bit_length() - 1):  # halved once or twice; several times as fast as a pooling
+            pixels = pixels[:, ::2] + pixels[:, 1::2]
+            pixels = pixels[:, :, ::2] + pixels[:, :, 1::2]
+        return pixels / (self.side * self.side)
+
+
+def block_moments(edited: torch.Tensor, round_trip: torch.Tensor, cores: Cores) -> Moments:
+    """A frame's moments.
+
+    Args:
+        edited, round_trip: (h, w, 3) bytes, or floats in 0..255.
+        cores: that share the work.
+    """
+    grid = Grid(*edited.shape[:2])
+    e, r = cores.each(lambda frame: resized(frame, *grid.size, "bilinear"), (edited, round_trip))
+    kept = torch.empty((ROWS, *grid.blocks), dtype=torch.int16, device=edited.device)
+    coarse = torch.empty((ROWS, *(max(1, side // COARSE) for side in grid.blocks)), device=edited.device)
+    parts = (WHOLE / LIMITS)[:, None, None].to(edited.device)
+
+    def make(band: slice) -> None:
+        lines = grid.lines(band)
+        found = grid.means(_products(planes(e[lines]), planes(r[lines])), kept[:, band].shape[1:])
+        kept[:, band] = found.mul_(parts).round_().clamp_(-WHOLE, WHOLE)
+
+    def shrink(row: int) -> None:
+        coarse[row] = F.adaptive_avg_pool2d(kept[row][None].float(), coarse.shape[1:])[0] / parts[row]
+
+    cores.each(make, grid.bands())
+    cores.each(shrink, range(ROWS))
+    return Moments(kept, coarse)
+
+
+def mean_of(frames: Sequence[Moments], weights: Sequence[float], lines: slice) -> torch.Tensor:
+    """Means over frames, (23, n, w / 4) fp32: those rows of blocks."""
+    total = torch.zeros_like(frames[0].kept[:, lines], dtype=torch.float32)
+    for frame, weight in zip(frames, weights, strict=True):
+        total.add_(frame.kept[:, lines].float(), alpha=weight)
+    return total.mul_((LIMITS / (WHOLE * sum(weights)))[:, None, None].to(total.device))
+
+
+def loss_of(round_trip: torch.Tensor, source: torch.Tensor, cores: Cores) -> tuple[torch.Tensor, float]:
+    """What the autoencoder loses: means of |R - s|^2 over blocks, (h / 4, w / 4), and its noise, of `noise_of`.
+
+    Args:
+        round_trip: (h, w, 3) bytes, or floats in 0..255. source: (H, W, 3), the same range.
+        cores: that share the work.
+    """
+    grid = Grid(*round_trip.shape[:2])
+    r, s = cores.each(lambda frame: resized(frame, *grid.size, "bilinear"), (round_trip, source))
+    rows = torch.empty((1, *grid.blocks), dtype=torch.float32, device=round_trip.device)
+
+    def make(band: slice | None) -> float:
+        if band is None:
+            return noise_of(r, s)
+        lost = planes(r[grid.lines(band)]).sub_(planes(s[grid.lines(band)])).square_().sum(0, keepdim=True)
+        rows[:, band] = grid.means(lost, rows[:, band].shape[1:])
+        return 0.0
+
+    noise, *_ = cores.each(make, (None, *grid.bands()))
+    return rows[0], noise
+
+
+def _products(e: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+    """The moments of single pixels, (23, n, w)."""
+    rows = torch.empty((ROWS, *e.shape[1:]), dtype=torch.float32, device=e.device)
+    rows[R], rows[E] = r, e
+    for row, (i, j) in enumerate(PAIRS):
+        torch.mul(r[i], r[j], out=rows[RR][row])
+    torch.mul(r[:, None], e[None], out=rows[RE].view(3, 3, *e.shape[1:]))
+    torch.sum(e.square(), 0, out=rows[EE])
+    torch.sum((e - r).square_(), 0, out=rows[CHANGE])
+    return rows
+
+
+def box(rows: torch.Tensor, radius: int) -> torch.Tensor:
+    """Means over a box of 2 radius + 1, of what of it is inside: (C, h, w) -> the same."""
+    for axis in (1, 2):
+        total = rows.clone()
+        length = rows.shape[axis]
+        # A few shifted sums: in torch they are several times as fast as a pooling of the same size.
+        for shift in range(1, min(radius, length - 1) + 1):
+            total.narrow(axis, shift, length - shift).add_(rows.narrow(axis, 0, length - shift))
+            total.narrow(axis, 0, length - shift).add_(rows.narrow(axis, shift, length - shift))
+        place = torch.arange(length, device=rows.device)
+        inside = (place + radius).clamp_max(length - 1) - (place - radius).clamp_min(0) + 1
+        rows = total.div_(inside[:, None] if axis == 1 else inside)
+    return rows
+
+
+def covariances(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """cov(R, R) as (6, h, w) and cov(R, E) as (3 of R, 3 of E, h, w)."""
+    r, e = moments[R], moments[E]
+    own = torch.stack([moments[RR][row] - r[i] * r[j] for row, (i, j) in enumerate(PAIRS)])
+    return own, moments[RE].unflatten(0, (3, 3)) - r[:, None] * e[None]
+
+
+def variance(moments: torch.Tensor) -> torch.Tensor:
+    """The edit's variance, summed over its channels."""
+    return (moments[EE] - moments[E].square().sum(0)).clamp_min(0)
