@@ -345,25 +345,19 @@ def speed(args: argparse.Namespace) -> None:
 
 
 def peak_of(name: str, working: Size, steady: bool, with_detail: bool, frames: int) -> int:
-    """Peak of resident bytes of a process that has frames come, one after the other, with or without detail.
-
-    Both have made detail for a picture of 96x64 before, so that torch's code has been read in, as a model's has.
-    """
+    """Peak of resident bytes of a process that has frames come; torch's code has been read in before, for a picture."""
     size = SIZES[name]
     rng = np.random.default_rng(0)
     tile = rng.integers(0, 256, (size.height, size.width + frames, 3), np.uint8)
     small = scale(tile[:, : size.width], working)
-    edit = light(small)
-    detail = Detail(DetailSettings(steady=steady))
-    detail.add(small[:64, :96], small[:64, :96])
-    detail.result(tile[:128, :192])
+    edit, detail = light(small), Detail(DetailSettings(steady=steady))
+    list(transfer([(small[:64, :96], small[:64, :96], tile[:128, :192])]))
     for number in range(frames):
         if with_detail:
             detail.add(edit.copy(), small.copy())
-        if detail.due or not with_detail:
-            source = np.ascontiguousarray(tile[:, number : number + size.width])
-            if with_detail:
-                detail.result(source)
+        source = np.ascontiguousarray(tile[:, number : number + size.width])
+        if detail.due:
+            detail.result(source)
     peak = peak_resident()
     assert peak is not None
     return peak

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -189,7 +190,10 @@ def test_a_frame_is_enlarged_in_strips_as_torch_does_it_whole(size: tuple[int, i
         strips = []
         for top in range(0, height, 40):
             enlarged = Enlarged(given, (height, width), slice(top, min(top + 40, height)), **how)
-            strips += [enlarged.rows(slice(row, min(row + 7, top + 40, height))) for row in range(top, min(top + 40, height), 7)]
+            strips += [
+                enlarged.rows(slice(row, min(row + 7, top + 40, height)))
+                for row in range(top, min(top + 40, height), 7)
+            ]
         torch.testing.assert_close(torch.cat(strips, 1), at_once, atol=0 if name == "bytes" else 1e-3, rtol=0)
 
 
@@ -300,16 +304,33 @@ def test_a_frame_of_one_colour_has_no_noise() -> None:
         assert noise_of(frame, frame) == 0 and noise_of(frame * 0.99, frame) == 0
 
 
-def test_a_removed_thing_leaves_no_edges_where_its_surroundings_are_trusted() -> None:
+@pytest.mark.parametrize("blur", [2, 2.5])
+def test_a_removed_thing_leaves_no_edges_where_its_surroundings_are_trusted(blur: float) -> None:
     """Things hardly larger than the box of a map, through an autoencoder that leaves little of them: on average."""
     inside, found = disc(radius=29), []
     for seed in range(14, 26, 2):
         truth, thing = picture(seed), np.roll(picture(seed + 1), (13, 37), (0, 1))
         source = np.where(disc(radius=36)[..., None], thing, truth)
-        (result,) = transfer([Triple(coded(truth, 2), coded(source, 2), source)], DetailSettings(steady=True))
+        (result,) = transfer([Triple(coded(truth, blur), coded(source, blur), source)], DetailSettings(steady=True))
         edges = [edge_strength(frame[None])[0][inside] for frame in (result, source)]
         found.append(np.corrcoef(*edges)[0, 1])
     assert abs(np.mean(found)) < 0.1
+
+
+@pytest.mark.parametrize("steady", [False, True])
+def test_no_frame_at_full_size_is_kept(steady: bool) -> None:
+    """A source is asked for when its result is due, and let go with it."""
+    detail = Detail(DetailSettings(steady=steady))
+    sources = []
+    for edited, round_trip, source in moving():
+        detail.add(edited, round_trip)
+        if detail.due:
+            frame = source.copy()
+            sources.append(weakref.ref(frame))
+            assert detail.result(frame).shape == frame.shape
+            del frame
+            assert not any(source() is not None for source in sources)
+    assert sources
 
 
 def test_what_windows_repeat_is_averaged_out() -> None:

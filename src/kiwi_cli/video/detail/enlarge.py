@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 EXACT = 1 << 14
-"""Weights are whole multiples of 1 / this: their sums over bytes are exact in fp32, so that no strip depends on another."""
+"""Weights are whole multiples of 1 / this: sums over bytes are exact in fp32, and the same in whatever strips."""
 
 
 def resized(frame: torch.Tensor, height: int, width: int, mode: str) -> torch.Tensor:
@@ -45,7 +45,7 @@ class Enlarged:
         self._planes = wide.permute(2, 0, 1)
 
     def rows(self, strip: slice) -> torch.Tensor:
-        """(3, n, W) fp32 in 0..255, a little beyond at sharp edges: those rows of the whole, all of them in the part."""
+        """(3, n, W) fp32 in 0..255, a little beyond at sharp edges: rows of the whole, by number, all in the part."""
         first, weights = self._first[strip], self._weights[strip]
         top, count = int(first[0]), weights.shape[1]
         near = self._planes[:, top - self._top : int(first[-1]) + count - self._top].to(

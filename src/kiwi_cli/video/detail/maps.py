@@ -23,7 +23,9 @@ NOISE = 3 * (3 / 255) ** 2
 """Variance, summed over the channels, that may always stay unexplained: three levels of 255 in each."""
 HELD = (0.5, 0.75)
 """Share of the edit's variance in a box of three blocks that a smoothed map may leave unexplained: used in full up
-to the first, not at all from the second."""
+to the first, not at all from the second. At the border of a removed thing a map still explains a fifth of it."""
+HELD_TRUSTED = (0.5, 0.9)
+"""The same where every map is trusted (`trust` 1): of a weak model's edit more is its own unrest."""
 NOISE_SPARE = 1.2
 """Times the noise that is expected: a residual of no more counts as nothing."""
 SHIFT = (0.75 / 255, 1.5 / 255)
@@ -86,7 +88,8 @@ def _fit(
     rr, re = covariances(near)
     total = variance(near)
     left = unexplained(a, rr, re, total)
-    held = 1 - (((left - NOISE) / (total + 1e-9) - HELD[0]) / (HELD[1] - HELD[0])).clamp(0, 1)
+    most, none = HELD_TRUSTED if settings.trust >= 1 else HELD
+    held = 1 - (((left - NOISE) / (total + 1e-9) - most) / (none - most)).clamp(0, 1)
     a = a * held
     rows = [_rows(a, same), same[None]]
     if noise > 0:

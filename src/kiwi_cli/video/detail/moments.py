@@ -33,8 +33,7 @@ COARSE = 4
 class Moments(NamedTuple):
     """Means over blocks of a frame.
 
-    Kept in 16 bits: a rounding of 4e-6 is a twentieth of what `eps` adds, in a single block of the 25 that a map is
-    fitted to.
+    Kept in 16 bits: the rounding is 4e-6 at most, a twenty-fifth of `eps`, and a map is fitted to 25 blocks.
 
     Attributes:
         kept: (23, h / 4, w / 4) int16, in parts of `LIMITS`.
@@ -69,10 +68,10 @@ class Grid:
         """The lines of the frame, as it is looked at, that are those rows of blocks."""
         return slice(band.start * self.side, band.stop * self.side) if self.even else slice(None)
 
-    def means(self, pixels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-        """Means over blocks, (C, lines, w) -> (C, *size)."""
+    def means(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Means over blocks, of lines that a band is: (C, lines, w) -> (C, rows, w / 4)."""
         if not self.even:
-            return F.adaptive_avg_pool2d(pixels, list(size))
+            return F.adaptive_avg_pool2d(pixels, self.blocks)
         for _ in range(self.side.bit_length() - 1):  # halved once or twice; several times as fast as a pooling
             pixels = pixels[:, ::2] + pixels[:, 1::2]
             pixels = pixels[:, :, ::2] + pixels[:, :, 1::2]
@@ -89,16 +88,17 @@ def block_moments(edited: torch.Tensor, round_trip: torch.Tensor, cores: Cores) 
     grid = Grid(*edited.shape[:2])
     e, r = cores.each(lambda frame: resized(frame, *grid.size, "bilinear"), (edited, round_trip))
     kept = torch.empty((ROWS, *grid.blocks), dtype=torch.int16, device=edited.device)
-    coarse = torch.empty((ROWS, *(max(1, side // COARSE) for side in grid.blocks)), device=edited.device)
+    size = max(1, grid.blocks[0] // COARSE), max(1, grid.blocks[1] // COARSE)
+    coarse = torch.empty((ROWS, *size), device=edited.device)
     parts = (WHOLE / LIMITS)[:, None, None].to(edited.device)
 
     def make(band: slice) -> None:
         lines = grid.lines(band)
-        found = grid.means(_products(planes(e[lines]), planes(r[lines])), kept[:, band].shape[1:])
+        found = grid.means(_products(planes(e[lines]), planes(r[lines])))
         kept[:, band] = found.mul_(parts).round_().clamp_(-WHOLE, WHOLE)
 
     def shrink(row: int) -> None:
-        coarse[row] = F.adaptive_avg_pool2d(kept[row][None].float(), coarse.shape[1:])[0] / parts[row]
+        coarse[row] = F.adaptive_avg_pool2d(kept[row][None].float(), size)[0] / parts[row]
 
     cores.each(make, grid.bands())
     cores.each(shrink, range(ROWS))
@@ -128,7 +128,7 @@ def loss_of(round_trip: torch.Tensor, source: torch.Tensor, cores: Cores) -> tup
         if band is None:
             return noise_of(r, s)
         lost = planes(r[grid.lines(band)]).sub_(planes(s[grid.lines(band)])).square_().sum(0, keepdim=True)
-        rows[:, band] = grid.means(lost, rows[:, band].shape[1:])
+        rows[:, band] = grid.means(lost)
         return 0.0
 
     noise, *_ = cores.each(make, (None, *grid.bands()))
