@@ -51,7 +51,9 @@ def _left(trip: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
         rows.append(plane[..., edge : plane.shape[-2] - edge, edge : plane.shape[-1] - edge].flatten())
     wanted = trip[:, BLURS:-BLURS, BLURS:-BLURS]
     basis = torch.stack([*rows, torch.ones_like(rows[0])])
-    # In fp64: in a picture of one colour all rows are alike, and 1e-6 is lost in an fp32 sum of thousands.
-    gram = (basis @ basis.T).double() + 1e-6 * torch.eye(len(basis), dtype=torch.float64, device=basis.device)
-    weights = torch.linalg.solve(gram, (basis @ wanted.flatten()).double()).to(basis.dtype)
+    # In fp64, sums too: blurs of one picture are so alike that rounding in fp32 now and then makes a wild mixture, and
+    # in a picture of one colour 1e-6 is lost in a sum of thousands.
+    wide = basis.double()
+    gram = wide @ wide.T + 1e-6 * torch.eye(len(basis), dtype=torch.float64, device=basis.device)
+    weights = torch.linalg.solve(gram, wide @ wanted.flatten().double()).to(basis.dtype)
     return wanted - (weights @ basis).view_as(wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -136,8 +137,7 @@ class Detail:
             # An autoencoder's loss is no matter of a single frame; of those to come it is not known yet.
             losses = [(one.loss, weight) for one, weight in zip(shot, weights, strict=True) if one.loss is not None]
             loss = torch.stack([plane * (weight / sum(w for _, w in losses)) for plane, weight in losses]).sum(0)
-            noises = [one.noise for one in shot if one.loss is not None]
-            noise = sum(noises) / len(noises)
+            noise = median(one.noise for one in shot if one.loss is not None)
             maps = fit([one.moments for one in shot], weights, loss, self.settings, self._cores, noise)
             if steady:
                 pairs = [one.edited for one in shot], [one.round_trip for one in shot]
