@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from kiwi_cli.video.detail import DetailSettings, maps
 from kiwi_cli.video.detail.cores import Cores
 from kiwi_cli.video.detail.moments import EE, RE, R, block_moments, loss_of, mean_of
+from kiwi_cli.video.detail.noise import noise_of
 
 
 def noise(seed: int, height: int, width: int) -> torch.Tensor:
@@ -52,3 +53,14 @@ def test_moments_are_means_over_blocks(size: tuple[int, int]) -> None:
     strength = means(e.square().sum(0, keepdim=True), e2.square().sum(0, keepdim=True))[0]
     for rows, expected in ((found[R], means(r, r2)), (found[RE], products), (found[EE], strength)):
         torch.testing.assert_close(rows, expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("seed", [3, 6, 12])
+def test_noise_on_a_smooth_picture_is_what_it_is(seed: int) -> None:
+    """Blurs of such a picture are so alike that a mixture of them can come out wild: 69 for 2.25 (levels, squared)."""
+    rng = np.random.default_rng(seed)
+    grid = torch.from_numpy(rng.uniform(20, 230, (1, 3, 3, 4)).astype(np.float32))
+    smooth = F.interpolate(grid, size=(80, 144), mode="bicubic", align_corners=True)[0].permute(1, 2, 0)
+    source = smooth.clamp(0, 255).round().to(torch.uint8)
+    noisy = source + torch.from_numpy(rng.normal(0, 1.5, source.shape).astype(np.float32))
+    assert noise_of(noisy.clamp(0, 255).round().to(torch.uint8), source) * 255**2 == pytest.approx(2.25, abs=0.5)
