@@ -48,9 +48,9 @@ def apply(
         part = slice(top, min(top + STRIPS * rows, whole) if top < whole else height)
         # E and R enlarged: what a plain result is, and what the source would be if that were done to it.
         plain, blurred = (Enlarged(frame, (height, width), part, scale, deep) for frame in (edited, round_trip))
-        for first in range(top, part.stop, rows):
+        each = _rows_of(maps, part, held, height).split(rows // held, dim=1)
+        for first, mapped in zip(range(top, part.stop, rows), each, strict=True):
             strip = slice(first, min(first + rows, part.stop))
-            mapped = _rows_of(maps, strip, held, height)
             if bool((mapped[9] == 1).all()):
                 result[strip] = source[strip].cpu()
                 continue
