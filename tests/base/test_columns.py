@@ -68,5 +68,12 @@ def test_the_line_of_a_broken_quote(tmp_path: Path, more: str, line: int) -> Non
     assert f"in line {line}" in caught.value.hint
 
 
+def test_commas_at_the_end_as_spreadsheets_write_them(tmp_path: Path) -> None:
+    (tmp_path / "jobs.csv").write_text("input,instruction,,\na.mp4,x,,\nb.mp4,y,,z\n,,,\n")
+    asked, faults = read_table(tmp_path / "jobs.csv")
+    assert [each.input.name for each in asked] == ["a.mp4"]
+    assert [(fault.where, fault.reason) for fault in faults] == [("line 3", "4 cells for 2 columns")]
+
+
 def test_columns_that_are_right() -> None:
     assert column_hint(["a", "b"], ["a", "b"]) is None

@@ -90,7 +90,10 @@ def _csv(path: Path, faults: list[Fault]) -> Iterator[tuple[int, dict[str, Any] 
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
         lines = _lines(reader, path)
-        names = _named(next(lines, []), faults)
+        first = next(lines, [])
+        while first and not first[-1].strip():  # as spreadsheets end their lines
+            first.pop()
+        names = _named(first, faults)
         if "input" not in names:
             if faults:
                 raise UsageError(faults[0].reason, faults[0].hint)
@@ -101,6 +104,8 @@ def _csv(path: Path, faults: list[Fault]) -> Iterator[tuple[int, dict[str, Any] 
         for cells in lines:
             if not any(cell.strip() for cell in cells):
                 continue
+            if not any(cell.strip() for cell in cells[len(names) :]):
+                del cells[len(names) :]
             if len(cells) != len(names):
                 yield reader.line_num, f"{len(cells)} cells for {len(names)} columns"
                 continue
