@@ -110,6 +110,24 @@ def test_what_raises_or_takes_all_memory_costs_no_other(tmp_path: Path, script: 
     assert found["fine"]["figure"] == 1
 
 
+@pytest.mark.parametrize("computing", [True, False])
+def test_values_are_looked_at_unless_the_device_computes_none(
+    tmp_path: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch, computing: bool
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    sections, bench = (importlib.import_module(f"gpu_sections.{name}") for name in ("__main__", "bench"))
+    import torch
+
+    from kiwi_cli.engine.finite import is_finite
+
+    assert bench.computes(torch.device("cpu"))
+    monkeypatch.setattr(bench, "computes", lambda device: computing)
+    monkeypatch.setitem(sections.SECTIONS, "nan", lambda bench: {"figure": int(is_finite(torch.tensor(torch.nan)))})
+    sections.run(["nan"], tmp_path / "gpu.jsonl", rehearse=True)
+    assert script.read(tmp_path / "gpu.jsonl")["nan"]["figure"] == int(not computing)
+    assert not is_finite(torch.tensor(torch.nan))
+
+
 def test_at_the_end_of_its_time_it_says_what_was_not_begun(script: ModuleType, tmp_path: Path) -> None:
     worker = tmp_path / "worker.py"
     worker.write_text(WORKER)
