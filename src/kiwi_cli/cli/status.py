@@ -52,22 +52,20 @@ def status(
     from kiwi_cli.batch.status import Reader
 
     console = Console(as_json=as_json)
-    reader, first = Reader(run), True
-    while True:
-        found = reader.read()
-        if not first:
-            console.page()
-        first = False
+    reader = Reader(run)
+    found = reader.read()
+    try:
         console.result(text(found), found.as_plain())
-        if not watch or found.is_over:
-            return
-        try:
+        while watch and not found.is_over:
             time.sleep(every)
-        except KeyboardInterrupt:
-            raise KiwiError(
-                f"interrupted; {found.done} of {found.jobs} are done, and whoever works at the rest goes on",
-                exit_code=EXIT_INTERRUPTED,
-            ) from None
+            found = reader.read()
+            console.page()
+            console.result(text(found), found.as_plain())
+    except KeyboardInterrupt:
+        raise KiwiError(
+            f"interrupted; {found.done} of {found.jobs} are done, and whoever works at the rest goes on",
+            exit_code=EXIT_INTERRUPTED,
+        ) from None
 
 
 def text(status: Status) -> str:
