@@ -191,6 +191,11 @@ def test_other_files_and_other_clips_are_refused(
     assert (code, out) == (2, "") and "no such file" in err and "OUTPUT.unfinished" in err
     with pytest.raises(CheckpointError, match="not an unfinished edit"):
         Kept(next(CHECKPOINT.rglob("*.safetensors")))
+    other = good.replace(b'\\"seed\\": 0', b'\\"seed\\": 7')
+    assert other != good
+    path.write_bytes(other)  # the file is whole, and says another edit than was made
+    code, out, err = inside(capsys, "finish", path)
+    assert (code, out) == (1, "") and "is damaged" in err and path.read_bytes() == other
     path.write_bytes(good)
     code, _, err = inside(capsys, "finish", path, "--dry-run")
     assert code == 0 and path.read_bytes() == good, err

@@ -7,6 +7,7 @@ and the request as text. `kiwi finish` decodes and writes them, and edits what w
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SUFFIX = ".unfinished"
-FORMAT = "1"
+FORMAT = "2"
+WITHOUT_DIGEST = "1"
+"""What was written before the text had a digest; it is read all the same."""
 HINT = "it cannot be finished; make the edit again"
 NAMED = "pass what a failed edit kept: 'OUTPUT.unfinished'"
 _IN_MEMORY = 64 << 20  # bytes that are held before a file of no name takes them
@@ -118,7 +121,8 @@ class Keeper:
             for name, tensor in window.tensors.items()
         ]
         said = json.dumps([window.said for window in whole])
-        write_file(path, entries, metadata={**text, "unfinished": FORMAT, "windows": said})
+        known = {**text, "unfinished": FORMAT, "windows": said}
+        write_file(path, entries, metadata={**known, "digest": _digest(known)})
         return True
 
     def close(self) -> None:
@@ -169,6 +173,12 @@ class Keeper:
                 yield self._spool.read(min(_PIECE, size - offset))
 
 
+def _digest(text: Mapping[str, str]) -> str:
+    """Of the settings: with one that is damaged, the edit would go on as another one."""
+    known = {name: value for name, value in text.items() if name != "format"}  # safetensors' own
+    return hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
 @dataclass(frozen=True)
 class KeptWindow:
     """What a model made of one window. `tensors`: 'latents' and 'source', or 'frames' and 'round_trip'."""
@@ -199,8 +209,11 @@ class Kept:
                 raise  # it cannot be read at all, and says why
             raise CheckpointError(f"not an unfinished edit, or a damaged one: '{path}'", NAMED) from None
         self.text = read_metadata(path)
-        if self.text.get("unfinished") != FORMAT:
+        format, digest = self.text.get("unfinished"), self.text.pop("digest", None)
+        if format not in (FORMAT, WITHOUT_DIGEST):
             raise CheckpointError(f"not an unfinished edit of this kiwi: '{path}'", NAMED)
+        if format == FORMAT and digest != _digest(self.text):
+            raise self._damaged()
         try:
             self._said = json.loads(self.text["windows"])
             assert isinstance(self._said, list)
