@@ -55,19 +55,17 @@ def _least(container: Any, stream: Any, path: Path) -> Fraction | None:
     check_dimensions(frames[0].width, frames[0].height, path)
     if not all(_is_within(other, container.size) for other in container.streams):
         return None
-    times = _indexed(stream, container.size) or {first.pts, *_counted(container, stream)}
+    times = _indexed(stream) or {first.pts, *_counted(container, stream)}
     promised = stream.frames if stream.frames <= container.size else 0
     if len(times) < promised:
         return None
     return max(Fraction(max(times) - max(first.pts, 0)) * (stream.time_base or 0) - _MARGIN, Fraction(0))
 
 
-def _indexed(stream: Any, size: int) -> set[int]:
-    """Times of the packets by an index that holds all of them, each within the file; else none."""
-    entries = [(entry.timestamp, entry.size, entry.pos + entry.size) for entry in stream.index_entries]
-    if not entries or len(entries) != stream.frames or max(entry[2] for entry in entries) > size:
-        return set()
-    return {time for time, length, _ in entries if length}
+def _indexed(stream: Any) -> set[int]:
+    """Times of the packets by an index that holds all of them; else none."""
+    entries = stream.index_entries
+    return {entry.timestamp for entry in entries if entry.size} if len(entries) == stream.frames else set()
 
 
 def _is_within(stream: Any, size: int) -> bool:

@@ -6,7 +6,6 @@ loop: on two cores that others want as well, a frame took four times the process
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -15,18 +14,12 @@ from typing import TypeVar
 
 import torch
 
+from kiwi_cli.base.hardware import cores
+
 MOST = 8
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
-
-
-def core_count() -> int:
-    """Cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS or Windows
-        return os.cpu_count() or 1
 
 
 class Cores:
@@ -37,7 +30,7 @@ class Cores:
     """
 
     def __init__(self, count: int | None = None) -> None:
-        others = min(count or core_count(), MOST) - 1
+        others = min(count or cores(), MOST) - 1
         self._others = others
         self._pool = ThreadPoolExecutor(others, "kiwi-detail", torch.set_num_threads, (1,)) if others else None
 
