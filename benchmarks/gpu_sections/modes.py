@@ -76,7 +76,9 @@ def caps(bench: Bench) -> Figures:
     use_eager_blocks(pipe.transformer)
     pipe.decode_steady = vae_layers.run
     bench.compiled.clear()
-    sizes = [80e9, 24e9, 16e9, 12e9, 8e9] if not bench.rehearse else [80e9, 0.62e9]
+    sizes = [80e9, 24e9, 16e9, 12e9, 8e9]
+    if bench.rehearse:  # of the tiny model: refused on a processor; on a GPU, as the workspaces leave room for it
+        sizes = [80e9, 0.62e9 if bench.device.type == "cuda" else 0.606e9]
     figures: Figures = {"caps": []}
     for cap in sizes:
         limited = cap < 80e9
