@@ -290,7 +290,7 @@ def test_a_clean_autoencoder_has_no_noise() -> None:
     small = np.asarray(Image.fromarray(picture(13)).resize(WORKING, Image.Resampling.LANCZOS))
     frames = coded(picture(13)), noisy(picture(13), 0), small
     tensors = [torch.from_numpy(frame.copy()) for frame in frames]
-    clean, grainy = (noise_of(one, tensors[2]) for one in tensors[:2])
+    clean, grainy = (noise_of(one, tensors[2], Cores(1)) for one in tensors[:2])
     assert clean == pytest.approx(0, abs=1e-5) and grainy == pytest.approx(1e-4, rel=0.3)
 
 
@@ -301,7 +301,7 @@ def test_a_frame_of_one_colour_has_no_noise() -> None:
 
     for level in (1.0, 0.37, 0.0):
         frame = torch.full((80, 144, 3), 255 * level)
-        assert noise_of(frame, frame) == 0 and noise_of(frame * 0.99, frame) == 0
+        assert noise_of(frame, frame, Cores(1)) == 0 and noise_of(frame * 0.99, frame, Cores(1)) == 0
 
 
 @pytest.mark.parametrize("blur", [2, 2.5])

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from kiwi_cli.video.detail.cores import Cores
 from kiwi_cli.video.detail.enlarge import Enlarged
 
-STRIP_PIXELS = 65536
+STRIP_PIXELS = 131072
 """Of a strip: small enough for the cache of a core, large enough for two to share."""
-STRIPS = 8
+STRIPS = 4
 """In a row, by one core: what they are enlarged from is made wider at once."""
 ROWS_A_BLOCK = 2
 """Rows of maps for each row of blocks: maps are so smooth that several full-size rows can share one."""
@@ -99,12 +99,11 @@ def _strip(mapped: torch.Tensor, plain: torch.Tensor, blurred: torch.Tensor, sou
     same = bool(mapped[9].any())
     if same:
         low -= out
-    for channel in range(3):
-        for row in range(3):
-            out[channel].addcmul_(across[3 * channel + row], lost[row])
-        if same:
-            out[channel].addcmul_(across[9], low[channel])
-        if rows > 10:
-            out[channel].add_(across[11 + channel], alpha=peak / 255)
+    for row in range(3):  # all channels at once: cores wait for each other at the beginning of an operation
+        out.addcmul_(across[row:9:3], lost[row])
+    if same:
+        out.addcmul_(across[9], low)
+    if rows > 10:
+        out.add_(across[11:14], alpha=peak / 255)
     out = out.add_(0.5).clamp_(0, peak).view(3, height, width)
     return out.to(torch.uint8 if peak == 255 else torch.int32)  # not every device casts to 16 bits; the host does

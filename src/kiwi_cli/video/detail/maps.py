@@ -57,15 +57,16 @@ def fit(
     coarse = torch.zeros_like(frames[0].coarse)
     for frame, weight in zip(frames, weights, strict=True):
         coarse.add_(frame.coarse, alpha=weight / sum(weights))
-    wide = _wide(coarse, (height, width), settings)
+    radius = settings.radius(frames[0].side)
+    wide = _wide(coarse, (height, width), settings.eps, radius)
     maps = torch.empty((14 if noise > 0 else 10, height, width), dtype=torch.float32, device=loss.device)
 
     def make(top: int) -> None:
         bottom = min(top + BAND, height)
         # A map's boxes reach as far as its radius, twice: what is fitted, and what is smoothed.
-        reach = max(1, 2 * settings.radius)
+        reach = 2 * radius
         around = slice(max(0, top - reach), min(height, bottom + reach))
-        found = _fit(mean_of(frames, weights, around), loss[around], wide[..., around, :], settings, noise)
+        found = _fit(mean_of(frames, weights, around), loss[around], wide[..., around, :], settings, radius, noise)
         maps[:, top:bottom] = found[:, top - around.start : bottom - around.start]
 
     cores.each(make, range(0, height, BAND))
@@ -73,16 +74,16 @@ def fit(
 
 
 def _fit(
-    moments: torch.Tensor, loss: torch.Tensor, wide: torch.Tensor, settings: DetailSettings, noise: float
+    moments: torch.Tensor, loss: torch.Tensor, wide: torch.Tensor, settings: DetailSettings, radius: int, noise: float
 ) -> torch.Tensor:
     """`fit` of some rows of blocks."""
-    local = box(moments, settings.radius)
+    local = box(moments, radius)
     rr, re = covariances(local)
     a = solve(rr, re + settings.eps * wide, settings.eps)
     left, total = unexplained(a, rr, re, variance(local)), variance(local)
     trusted = 1 - ((left - NOISE) / (settings.trust * total + 1e-9)).clamp(0, 1)
-    a = box(a.flatten(0, 1) * trusted, settings.radius).unflatten(0, (3, 3))
-    same = unchanged(moments, local, box(loss[None], settings.radius)[0])
+    a = box(a.flatten(0, 1) * trusted, radius).unflatten(0, (3, 3))
+    same = unchanged(moments, local, box(loss[None], radius)[0])
     # The boxes of blocks within a removed thing reach out of it. What came of them must hold close by as well.
     near = box(moments, 1)
     rr, re = covariances(near)
@@ -107,12 +108,12 @@ def _rows(a: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
     return a.flatten(0, 1)
 
 
-def _wide(coarse: torch.Tensor, size: tuple[int, int], settings: DetailSettings) -> torch.Tensor:
+def _wide(coarse: torch.Tensor, size: tuple[int, int], eps: float, radius: int) -> torch.Tensor:
     """Maps of a neighbourhood four times as wide, (3, 3, *size); these lean on the whole frame's."""
     rr, re = covariances(coarse.mean((1, 2), keepdim=True))
-    frame = solve(rr, re, settings.eps)
-    rr, re = covariances(box(coarse, settings.radius))
-    a = solve(rr, re + settings.eps * frame, settings.eps)
+    frame = solve(rr, re, eps)
+    rr, re = covariances(box(coarse, radius))
+    a = solve(rr, re + eps * frame, eps)
     return F.interpolate(a.flatten(0, 1)[None], size=size, mode="bilinear")[0].unflatten(0, (3, 3))
 
 

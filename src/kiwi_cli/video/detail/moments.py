@@ -38,10 +38,12 @@ class Moments(NamedTuple):
     Attributes:
         kept: (23, h / 4, w / 4) int16, in parts of `LIMITS`.
         coarse: (23, h / 16, w / 16) fp32, means over 4 x 4 blocks.
+        side: of a block, in pixels: 4, as in these shapes, or 8.
     """
 
     kept: torch.Tensor
     coarse: torch.Tensor
+    side: int
 
     def means(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Of R and of E, around 0, (3, h / 4, w / 4) each."""
@@ -50,14 +52,14 @@ class Moments(NamedTuple):
 
 
 class Grid:
-    """How a frame is divided: the size at which it is looked at, and into how many blocks."""
+    """How a frame is divided: the size at which it is looked at, and into how many blocks of 4 x 4 pixels of that."""
 
     def __init__(self, height: int, width: int) -> None:
         shrink = 2 if min(height, width) >= 2 * ANALYSED_SIDE else 1
+        self.side = STEP * shrink
         self.size = max(1, height // shrink), max(1, width // shrink)
-        self.blocks = max(1, round(height / STEP)), max(1, round(width / STEP))
-        self.side = STEP // shrink
-        self.even = self.size == (self.blocks[0] * self.side, self.blocks[1] * self.side)
+        self.blocks = max(1, round(height / self.side)), max(1, round(width / self.side))
+        self.even = self.size == (self.blocks[0] * STEP, self.blocks[1] * STEP)
 
     def bands(self) -> list[slice]:
         """Rows of blocks, band after band; where blocks are not of one size, all of them."""
@@ -66,16 +68,16 @@ class Grid:
 
     def lines(self, band: slice) -> slice:
         """The lines of the frame, as it is looked at, that are those rows of blocks."""
-        return slice(band.start * self.side, band.stop * self.side) if self.even else slice(None)
+        return slice(band.start * STEP, band.stop * STEP) if self.even else slice(None)
 
     def means(self, pixels: torch.Tensor) -> torch.Tensor:
         """Means over blocks, of lines that a band is: (C, lines, w) -> (C, rows, w / 4)."""
         if not self.even:
             return F.adaptive_avg_pool2d(pixels, self.blocks)
-        for _ in range(self.side.bit_length() - 1):  # halved once or twice; several times as fast as a pooling
+        for _ in range(STEP.bit_length() - 1):  # halved twice; several times as fast as a pooling
             pixels = pixels[:, ::2] + pixels[:, 1::2]
             pixels = pixels[:, :, ::2] + pixels[:, :, 1::2]
-        return pixels / (self.side * self.side)
+        return pixels / (STEP * STEP)
 
 
 def block_moments(edited: torch.Tensor, round_trip: torch.Tensor, cores: Cores) -> Moments:
@@ -89,7 +91,6 @@ def block_moments(edited: torch.Tensor, round_trip: torch.Tensor, cores: Cores) 
     e, r = cores.each(lambda frame: resized(frame, *grid.size, "bilinear"), (edited, round_trip))
     kept = torch.empty((ROWS, *grid.blocks), dtype=torch.int16, device=edited.device)
     size = max(1, grid.blocks[0] // COARSE), max(1, grid.blocks[1] // COARSE)
-    coarse = torch.empty((ROWS, *size), device=edited.device)
     parts = (WHOLE / LIMITS)[:, None, None].to(edited.device)
 
     def make(band: slice) -> None:
@@ -97,12 +98,8 @@ def block_moments(edited: torch.Tensor, round_trip: torch.Tensor, cores: Cores) 
         found = grid.means(_products(planes(e[lines]), planes(r[lines])))
         kept[:, band] = found.mul_(parts).round_().clamp_(-WHOLE, WHOLE)
 
-    def shrink(row: int) -> None:
-        coarse[row] = F.adaptive_avg_pool2d(kept[row][None].float(), size)[0] / parts[row]
-
     cores.each(make, grid.bands())
-    cores.each(shrink, range(ROWS))
-    return Moments(kept, coarse)
+    return Moments(kept, F.adaptive_avg_pool2d(kept.float(), size) / parts, grid.side)
 
 
 def mean_of(frames: Sequence[Moments], weights: Sequence[float], lines: slice) -> torch.Tensor:
@@ -113,26 +110,26 @@ def mean_of(frames: Sequence[Moments], weights: Sequence[float], lines: slice) -
     return total.mul_((LIMITS / (WHOLE * sum(weights)))[:, None, None].to(total.device))
 
 
-def loss_of(round_trip: torch.Tensor, source: torch.Tensor, cores: Cores) -> tuple[torch.Tensor, float]:
+def loss_of(
+    round_trip: torch.Tensor, source: torch.Tensor, cores: Cores, noise: bool = True
+) -> tuple[torch.Tensor, float | None]:
     """What the autoencoder loses: means of |R - s|^2 over blocks, (h / 4, w / 4), and its noise, of `noise_of`.
 
     Args:
         round_trip: (h, w, 3) bytes, or floats in 0..255. source: (H, W, 3), the same range.
         cores: that share the work.
+        noise: whether it is measured; else None comes of it.
     """
     grid = Grid(*round_trip.shape[:2])
     r, s = cores.each(lambda frame: resized(frame, *grid.size, "bilinear"), (round_trip, source))
     rows = torch.empty((1, *grid.blocks), dtype=torch.float32, device=round_trip.device)
 
-    def make(band: slice | None) -> float:
-        if band is None:
-            return noise_of(r, s)
+    def make(band: slice) -> None:
         lost = planes(r[grid.lines(band)]).sub_(planes(s[grid.lines(band)])).square_().sum(0, keepdim=True)
         rows[:, band] = grid.means(lost)
-        return 0.0
 
-    noise, *_ = cores.each(make, (None, *grid.bands()))
-    return rows[0], noise
+    cores.each(make, grid.bands())
+    return rows[0], noise_of(r, s, cores) if noise else None
 
 
 def _products(e: torch.Tensor, r: torch.Tensor) -> torch.Tensor:

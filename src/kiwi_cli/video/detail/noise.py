@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from kiwi_cli.video.detail.cores import Cores
+
 BLURS = 3
 """Times that the source is blurred, 3 pixels wide, for the mixture that is taken for the autoencoder's own blur."""
 BAND = 32
@@ -20,20 +22,24 @@ def planes(frame: torch.Tensor) -> torch.Tensor:
     return frame.permute(2, 0, 1).contiguous().float().mul_(1 / 255).sub_(0.5)
 
 
-def noise_of(round_trip: torch.Tensor, source: torch.Tensor) -> float:
+def noise_of(round_trip: torch.Tensor, source: torch.Tensor, cores: Cores) -> float:
     """The variance of the noise in a channel of the round trip, less what rounding to bytes makes of it.
 
     It is what is left of the round trip by the best mixture of the source and its blurs, in the quieter blocks.
 
     Args:
         round_trip, source: (h, w, 3) bytes, or floats in 0..255.
+        cores: that share the work.
     """
     height, width = round_trip.shape[:2]
     if min(height, width) < 4 * BLURS:
         return 0.0
-    tops = range(0, max(1, height - BAND // 2), 4 * BAND)
-    bands = [_left(planes(round_trip[top : top + BAND]), planes(source[top : top + BAND])) for top in tops]
-    blocks = torch.cat([F.avg_pool2d(band.square()[None], SIDE)[0].mean(0).flatten() for band in bands])
+
+    def of_band(top: int) -> torch.Tensor:
+        left = _left(planes(round_trip[top : top + BAND]), planes(source[top : top + BAND]))
+        return F.avg_pool2d(left.square()[None], SIDE)[0].mean(0).flatten()
+
+    blocks = torch.cat(cores.each(of_band, range(0, max(1, height - BAND // 2), 4 * BAND)))
     return max(0.0, float(blocks.quantile(0.25)) - ROUNDING)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 STEP = 4
-"""Working pixels: side of a block. Moments are kept, and maps are fitted, once a block."""
+"""Pixels of a frame as it is looked at: side of a block. Moments are kept, and maps are fitted, once a block. A large
+frame is looked at at half its size, so that its blocks are 8 working pixels: a quarter of the work and of the memory of
+blocks of 4, for up to 1.3 dB of 45."""
 
 
 @dataclass(frozen=True)
@@ -13,7 +15,7 @@ class DetailSettings:
     """How detail is transferred.
 
     Attributes:
-        radius: blocks to either side that a map is fitted over; 2 of 4 pixels are a box of 20 working pixels.
+        box: working pixels, about: side of the box that a map is fitted over, 5 blocks of 4 pixels or 3 of 8.
         eps: variance, in 0..1 squared, below which a map leans on its wider neighbourhood.
         reach: frames to either side that a map is fitted over (k).
         trust: the share of the edit's local variance that may stay unexplained; at that share a map is not used.
@@ -23,9 +25,13 @@ class DetailSettings:
         period: frames from one such window to the next. What windows repeat is averaged out when it is theirs.
     """
 
-    radius: int = 2
+    box: int = 20
     eps: float = 1e-4
     reach: int = 2
     trust: float = 0.3
     steady: bool = False
     period: int = 5
+
+    def radius(self, side: int) -> int:
+        """Blocks of that side, to either side of one, that a map is fitted over."""
+        return max(1, round((self.box / side - 1) / 2))

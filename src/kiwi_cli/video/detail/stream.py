@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -52,7 +51,7 @@ class _Held:
     edited: torch.Tensor | None
     round_trip: torch.Tensor | None
     loss: torch.Tensor | None = None  # comes with the source
-    noise: float = 0.0
+    noise: float | None = None  # where it was measured
 
 
 class Detail:
@@ -133,11 +132,14 @@ class Detail:
         with self._cores.alone():
             full = _tensor(source)
             assert frame.edited is not None and frame.round_trip is not None
-            frame.loss, frame.noise = loss_of(frame.round_trip, _eight_bits(full).to(self.device), self._cores)
+            # Noise is the autoencoder's and the same for a while: of the frames within reach one is measured.
+            known = next((one.noise for one in shot if one.noise is not None), None)
+            small = _eight_bits(full).to(self.device)
+            frame.loss, frame.noise = loss_of(frame.round_trip, small, self._cores, noise=known is None)
+            noise = known or frame.noise or 0.0
             # An autoencoder's loss is no matter of a single frame; of those to come it is not known yet.
             losses = [(one.loss, weight) for one, weight in zip(shot, weights, strict=True) if one.loss is not None]
             loss = torch.stack([plane * (weight / sum(w for _, w in losses)) for plane, weight in losses]).sum(0)
-            noise = median(one.noise for one in shot if one.loss is not None)
             maps = fit([one.moments for one in shot], weights, loss, self.settings, self._cores, noise)
             if steady:
                 pairs = [one.edited for one in shot], [one.round_trip for one in shot]
