@@ -189,6 +189,11 @@ def test_other_files_and_other_clips_are_refused(
         assert "OUTPUT.unfinished" in err and "download" not in err  # no word of models
     code, out, err = inside(capsys, "finish", tmp_path / "none")
     assert (code, out) == (2, "") and "no such file" in err and "OUTPUT.unfinished" in err
+    code, out, err = inside(capsys, "finish", tmp_path)
+    assert (code, out) == (2, "") and "a folder, not a file" in err and f"kiwi finish '{path}'" in err
+    (tmp_path / "empty").mkdir()
+    code, out, err = inside(capsys, "finish", tmp_path / "empty")
+    assert (code, out) == (2, "") and "a folder, not a file" in err and "OUTPUT.unfinished" in err
     with pytest.raises(CheckpointError, match="not an unfinished edit"):
         Kept(next(CHECKPOINT.rglob("*.safetensors")))
     other = good.replace(b'\\"seed\\": 0', b'\\"seed\\": 7')

@@ -200,6 +200,9 @@ class Kept:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.is_dir():
+            inside = sorted(path.glob(f"*{SUFFIX}"))
+            raise UsageError(f"a folder, not a file: '{path}'", f"kiwi finish '{inside[0]}'" if inside else NAMED)
         if not path.is_file():
             raise UsageError(f"no such file: '{path}'", NAMED)
         try:
