@@ -1,10 +1,13 @@
 """How well a small model makes looks: the table of docs/tiny.md, and a contact sheet.
 
-    python benchmarks/tiny_looks.py MODEL --out results/looks --count 24
+    python benchmarks/tiny_looks.py MODEL --out results/looks
     python benchmarks/tiny_looks.py MODEL --out results/looks --count 24 --clips bunny.mp4 street.mp4
 
 Held-out scenes, drawn and nearer to filmed ones, and crops of the clips that are given, 5 frames each, get every look
-in seen and held-out wordings, and in three strengths in seen ones (kiwi_cli/bench/tiny/looks.py says what is right).
+in seen and held-out wordings, the first of them in three strengths (kiwi_cli/bench/tiny/looks.py says what is right).
+Scenes are edited at their own size and judged as the model gives them. Crops are four times as large as the model works
+and judged as a person gets them: with the source's detail, against the look of the crop at full size. The ceiling is
+the truth through the autoencoder, enlarged.
 In the folder: `looks.jsonl` (every edit's figures), `table.md`, `passing.json`, and `sheet-*.png`.
 """
 
@@ -28,9 +31,15 @@ from kiwi_cli.bench.tiny.quality import FIRST_SEED
 from kiwi_cli.synth.natural import natural_scene
 from kiwi_cli.synth.scenes import Scene, make_scene, scene_of
 from kiwi_cli.synth.wordings import SPLITS
+from kiwi_cli.video.detail import DetailSettings, transfer
+from kiwi_cli.video.geometry import Size
+from kiwi_cli.video.resize import scale
 from kiwi_cli.weights.hub import locate
+from kiwi_cli.weights.settings import read_settings
 
 FRAMES = 5
+WORKED_AT = Size(144, 80)  # crops, by the embedded model
+FULL = Size(576, 320)  # of a crop
 STRENGTHS = ("slight", "strong")
 SHEET_SCENES = 6
 Work = tuple[str, int]  # footage and number
@@ -52,8 +61,8 @@ def start_worker(run: dict[str, Any]) -> None:
     _editor = BatchEditor(KiwiPipeline.from_pretrained(run["folder"], device="cpu", dtype="float32"), run["steps"])
 
 
-def crops(path: str, width: int, height: int, count: int) -> list[np.ndarray]:
-    """Parts of a clip at several moments and places, (FRAMES, H, W, 3) uint8 each, scaled to the size."""
+def crops(path: str, count: int) -> list[np.ndarray]:
+    """Parts of a clip at several moments and places, (FRAMES, H, W, 3) uint8 each, of the size of `FULL`."""
     import av
 
     with av.open(path) as container:
@@ -63,10 +72,10 @@ def crops(path: str, width: int, height: int, count: int) -> list[np.ndarray]:
     for number in range(count):
         first = round((len(frames) - FRAMES) * number / max(1, count - 1))
         wide, high = frames[0].size
-        side = min(wide / width, high / height) * rng.uniform(0.6, 1.0)
-        left, top = rng.uniform(0, wide - side * width), rng.uniform(0, high - side * height)
-        box = (left, top, left + side * width, top + side * height)
-        cut = [frame.resize((width, height), Image.Resampling.BICUBIC, box) for frame in frames[first : first + FRAMES]]
+        side = min(wide / FULL.width, high / FULL.height) * rng.uniform(0.6, 1.0)
+        left, top = rng.uniform(0, wide - side * FULL.width), rng.uniform(0, high - side * FULL.height)
+        box = (left, top, left + side * FULL.width, top + side * FULL.height)
+        cut = [frame.resize(FULL, Image.Resampling.BICUBIC, box) for frame in frames[first : first + FRAMES]]
         found.append(np.stack([np.asarray(frame) for frame in cut]))
     return found
 
@@ -80,6 +89,21 @@ def scene(work: Work) -> Scene:
     return made(FIRST_SEED + number, *_run["size"], FRAMES, held_out=True)
 
 
+def edited(source: Scene, footage: str, tasks: list[Any], looked: list[np.ndarray]) -> tuple[list[Any], list[Any]]:
+    """Results of the tasks, and what can be had of the truths `looked`: at the source's size, both."""
+    if footage != "filmed":
+        return _editor([source.source], tasks), _editor.reconstruct(looked)
+    shrunk = [np.stack([scale(frame, WORKED_AT) for frame in clip]) for clip in (source.source, *looked)]
+    trip, *ceilings = _editor.reconstruct(shrunk)
+    settings = DetailSettings(**_run["detail"])
+
+    def at_full_size(clip: np.ndarray) -> np.ndarray:
+        return np.stack(list(transfer(zip(clip, trip, source.source, strict=True), settings)))
+
+    enlarged = [np.stack([scale(frame, FULL) for frame in clip]) for clip in ceilings]
+    return [at_full_size(clip) for clip in _editor(shrunk[:1], tasks)], enlarged
+
+
 def edit_scene(work: Work) -> list[dict[str, Any]]:
     """All looks of one scene; the figures of each. Last frames for the sheet are written on the way."""
     from kiwi_cli.bench.tiny.edits import Task
@@ -89,10 +113,13 @@ def edit_scene(work: Work) -> list[dict[str, Any]]:
     rng = np.random.default_rng([number, len(footage)])
     wanted: list[tuple[looks.Ask, str, str]] = [(ask, split, "plain") for ask in looks.ASKS for split in SPLITS]
     ordered = [ask for ask in looks.ASKS if ask.name not in looks.UNORDERED and not ask.slots]
+    if number >= _run["strengths"]:
+        ordered = []
     wanted += [(ask, "seen", strength) for ask in ordered for strength in STRENGTHS]
     prompts = [ask.prompt(split, strength, rng) for ask, split, strength in wanted]  # type: ignore[arg-type]
-    results = _editor([source.source], [Task(0, prompt, None, number) for prompt in prompts])
-    ceilings = dict(zip(found, _editor.reconstruct(list(found.values())), strict=True))
+    asked = [found[ask.name] for ask in looks.ASKS]
+    results, made = edited(source, footage, [Task(0, prompt, None, number) for prompt in prompts], asked)
+    ceilings = {ask.name: clip for ask, clip in zip(looks.ASKS, made, strict=True)}
     amounts = {
         (ask.name, strength): looks.amount_of(ask, source, result)
         for (ask, split, strength), result in zip(wanted, results, strict=True)
@@ -133,6 +160,8 @@ def draw_sheets(todo: list[Work], records: list[dict[str, Any]]) -> Iterator[Pat
                     "result": np.asarray(Image.open(frame_path(footage, work[1], ask.name))),
                     "truth": found[ask.name][-1],
                 }
+                if footage == "filmed":
+                    pictures = {name: scale(picture, WORKED_AT) for name, picture in pictures.items()}
                 column = sheets.Column(prompts[footage, work[1], ask.name], pictures)
                 content.setdefault(ask.name, []).append(column)
         path = Path(_run["out"]) / f"sheet-{footage}"
@@ -143,7 +172,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a checkpoint's folder, or a model's name")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=100, help="drawn scenes, and as many natural ones")
+    parser.add_argument("--count", type=int, default=100, help="drawn scenes")
+    parser.add_argument("--natural", type=int, default=20, help="scenes nearer to filmed ones")
+    parser.add_argument("--strengths", type=int, default=30, help="scenes of each sort that are asked for in strengths")
     parser.add_argument("--clips", nargs="*", default=[], help="filmed or rendered clips")
     parser.add_argument("--crops", type=int, default=20, help="of each clip")
     parser.add_argument("--size", default="64x64")
@@ -157,12 +188,16 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     (args.out / "frames").mkdir(parents=True, exist_ok=True)
-    filmed = [clip for path in args.clips for clip in crops(path, *args.size, args.crops)]
+    filmed = [clip for path in args.clips for clip in crops(path, args.crops)]
     np.savez(args.out / "filmed.npz", clips=np.stack(filmed) if filmed else np.empty(0))
-    run = {"folder": str(locate(args.model)), "out": str(args.out), "size": args.size, "steps": args.steps}
+    folder = locate(args.model)
+    settings = read_settings(folder)
+    run: dict[str, Any] = {"folder": str(folder), "out": str(args.out), "size": args.size, "steps": args.steps}
+    run |= {"strengths": args.strengths, "detail": {"steady": settings.steady, "trust": settings.trust or 0.3}}
     run["filmed"] = str(args.out / "filmed.npz")
     _run.update(run)
-    todo: list[Work] = [(footage, number) for footage in ("drawn", "natural") for number in range(args.count)]
+    counts = {"drawn": args.count, "natural": args.natural}
+    todo: list[Work] = [(footage, number) for footage, count in counts.items() for number in range(count)]
     todo += [("filmed", number) for number in range(len(filmed))]
     os.environ["OMP_NUM_THREADS"] = "1"  # before the workers load their libraries
     records: list[dict[str, Any]] = []

@@ -323,3 +323,8 @@ def test_any_model_may_have_a_size_of_its_own(tiny: Path, tmp_path: Path) -> Non
     result = fakes.edit(source, tmp_path / "out.mp4", model=str(tiny), **options)
     assert result.frames == 40 and "windows" in str(result.settings["worked"])
     assert len(frames_of(tmp_path / "out-compare.mp4")) == 40
+
+
+def test_a_sentence_names_few_kinds_and_counts_many() -> None:
+    assert ModelSettings(offers=("night", "snow")).good_for == "night, snow"
+    assert ModelSettings(offers=tuple("abcdefghi")).good_for == "9 kinds of edit"

@@ -63,3 +63,10 @@ def test_it_is_asked_for_in_words(scene: Scene) -> None:
         for strength in looks.AMOUNTS:
             text = ask.prompt("held-out", strength, rng)
             assert "{" not in text and (not ask.slots or ask.slots["colour"] in text.lower())
+
+
+def test_of_filmed_clips_results_with_the_sources_detail_are_held_to_a_least_quality() -> None:
+    filmed = [{**record, "footage": "filmed"} for record in records("perfect") if record["footage"] == "drawn"]
+    assert all(row.failures == () for row in looks.summarise(filmed))
+    rows = looks.summarise({**record, "result_db": 21.0, "gap_db": 0.0} for record in filmed)
+    assert all(row.failures == ("21.0 dB, not 22",) for row in rows) and looks.passing(rows) == []

@@ -13,9 +13,9 @@ from kiwi_cli.errors import UsageError
 from kiwi_cli.synth.edits import PAIRS, STYLE_OF, is_held_out, make_edit
 from kiwi_cli.synth.looks import AMOUNTS, LOOKS, LUMA, TINTS, tint
 from kiwi_cli.synth.natural import natural_scene
-from kiwi_cli.synth.phrases_looks import STRENGTHS
+from kiwi_cli.synth.phrases_looks import ADJECTIVES, STRENGTHS
 from kiwi_cli.synth.scenes import make_scene, to_bytes
-from kiwi_cli.synth.wordings import EVERY_KIND, KINDS, LOOK_KINDS, SPLITS, WORDINGS, fill, wording
+from kiwi_cli.synth.wordings import EVERY_KIND, KINDS, LOOK_KINDS, SPLITS, WORDINGS, fill, seen_wordings, wording
 from kiwi_cli.synth.writer import ON_ANYTHING, Settings, quadruplets
 
 SCENES = 6
@@ -151,3 +151,15 @@ def test_rows_of_looks() -> None:
     assert [row.edit.kind for row in rows] == ["fog", "noir"] * 2
     with pytest.raises(UsageError, match="no things to remove"):
         Settings(1, kinds=("remove",), natural=True)
+
+
+def test_a_checkpoint_holds_sentences_of_looks_not_templates() -> None:
+    """A slot in a sentence would make its other words alone an instruction that is understood ("make it {how}red")."""
+    known = seen_wordings()
+    assert list(known) == list(EVERY_KIND) and all(known[kind] == list(WORDINGS[kind].seen) for kind in KINDS)
+    for kind in LOOK_KINDS:
+        assert len(known[kind]) == len(WORDINGS[kind].seen)
+        assert not any("{" in text or "  " in text for text in known[kind])
+    assert all(any(colour in text for text in known["tint"]) for colour in TINTS)
+    assert all(any(name in text for text in known["two-looks"]) for name in ADJECTIVES.values())
+    assert "make the video brighter and darker" not in known["two-looks"]

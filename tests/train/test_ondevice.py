@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from kiwi_cli.data.encode import Encoder
 from kiwi_cli.model.prompt import REFERENCE_SUFFIX
 from kiwi_cli.model.vision_sizes import PixelBounds
 from kiwi_cli.synth.edits import LOCAL
-from kiwi_cli.synth.wordings import KINDS
+from kiwi_cli.synth.wordings import EVERY_KIND, KINDS
 from kiwi_cli.train import tiny_vae as small_vae
 from kiwi_cli.train.batch import Batch, Sample, collate
 from kiwi_cli.train.dataset import PromptBuilder
@@ -22,6 +23,7 @@ from kiwi_cli.train.model import KiwiTrainModel
 from kiwi_cli.train.ondevice import whole
 from kiwi_cli.train.ondevice.bank import Bank, Coder, upload
 from kiwi_cli.train.ondevice.generators import TEXT, Chunk, Generators, Spec, Tools
+from kiwi_cli.train.ondevice.guide import Guide
 from kiwi_cli.train.ondevice.learner import Learner
 from kiwi_cli.train.ondevice.objective import Form, Objective
 from kiwi_cli.train.ondevice.prompts import PromptForm
@@ -174,6 +176,33 @@ def test_processes_draw_what_this_one_draws_and_held_out_scenes_first() -> None:
     for key, value in drawn("clip").items():
         assert np.array_equal(chunks[1][1][key], value), key
     assert not np.array_equal(chunks[0][1]["source"], chunks[1][1]["source"])
+
+
+def test_a_guide_reads_kind_and_statistics_off_the_queries_alone() -> None:
+    torch.manual_seed(0)
+    guide, context = Guide(4, 16, 3), torch.randn(8, 6, 16)
+    kind, target = torch.arange(8, dtype=torch.int16), torch.randn(8, 3, 2, 4, 4)
+    with torch.no_grad():
+        first = float(guide(context, kind, target))
+        assert first > math.log(len(EVERY_KIND)) - 1  # it knows nothing
+        assert float(guide(context[:, 2:], kind, target)) == first  # a reference's tokens stand before them
+    learner = Learner(dict(guide.named_parameters()), 0.03)
+    for _ in range(150):
+        learner.step(lambda: guide(context, kind, target), 1.0)
+    with torch.no_grad():
+        assert float(guide(context, kind, target)) < 0.1
+        assert float(guide(context.flip(0), kind, target)) > 1  # and says nothing right of other contexts
+
+
+def test_a_guide_counts_as_much_as_it_is_told_to() -> None:
+    asked = form("clip", False, False)
+    guide = Guide(16, 256, 48)
+    with torch.no_grad():
+        losses = [
+            float(Objective(model(), CPU, torch.float32, with_guide).loss(asked, torch.Generator().manual_seed(3)))
+            for with_guide in (None, (guide, 0.1), (guide, 0.2))
+        ]
+    assert losses[0] < losses[1] and losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-4)
 
 
 def test_steps_on_rows_of_the_bank_bring_their_loss_down() -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from kiwi_cli import KiwiPipeline
 from kiwi_cli.errors import CheckpointError
-from kiwi_cli.synth.wordings import WORDINGS
+from kiwi_cli.synth.wordings import seen_wordings
 from kiwi_cli.train.ondevice import parts
 from kiwi_cli.train.ondevice.generators import Spec
 from kiwi_cli.train.ondevice.recipe import Ask, Recipe
@@ -38,6 +38,7 @@ RECIPE = Recipe(
     asked=(Ask("clip", False, False, 1), Ask("clip", False, True, 1), Ask("clip", True, False, 1)),
     held_out={"clip": 1},
     frames=17,
+    guide=0.1,
 )
 
 
@@ -81,7 +82,7 @@ def test_a_stopped_run_goes_on_to_parts_that_edit(tmp_path: Path) -> None:
         for references in ([], [reference]):
             edited = pipe.edit(clip, "make it snowy", references, steps=1)
             assert np.asarray(edited.frames if hasattr(edited, "frames") else edited).shape == clip.shape
-    assert read_settings(folder).understands == {kind: tuple(texts.seen) for kind, texts in WORDINGS.items()}
+    assert read_settings(folder).understands == {kind: tuple(texts) for kind, texts in seen_wordings().items()}
     index = json.loads((folder / "model_index.json").read_text())
     assert index["working"]["frames"] == 17 and index["offers"] == []
 

@@ -57,10 +57,10 @@ def check_understood(plan: EditPlan) -> list[str]:
     name = plan.request.choice.name
     unknown = f"'{name}' does not know '{plan.request.instruction}'"
     if plan.request.force:
-        return [f"{unknown} and will make some other edit; it was trained for {', '.join(settings.offers)}"]
+        return [f"{unknown} and will make some other edit; it was trained for {settings.good_for}"]
     nearest = " or ".join(f'"{text}"' for text in found.nearest)
     raise UsageError(
-        f"{unknown}; it was trained for no more than {', '.join(settings.offers)}",
+        f"{unknown}; it was trained for no more than {settings.good_for}",
         f"say {nearest}; `kiwi prompts --model {name}` lists more, and --force edits all the same",
     )
 

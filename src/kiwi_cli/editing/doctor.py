@@ -236,7 +236,7 @@ def check_embedded(variant: Variant) -> Check:
     except CheckpointError as error:
         return Check(name, "warning", f"broken: {error.message}", "install kiwi again: pip install .", data)
     data |= {"parameters": parameters, "offers": list(settings.offers)}
-    offers = f"; good for: {', '.join(settings.offers)}" if settings.offers else ""
+    offers = f"; good for: {settings.good_for}" if settings.offers else ""
     return Check(name, "ok", f"here, part of kiwi itself; runs on the CPU{offers}", "", data)
 
 

@@ -156,7 +156,7 @@ def _notices(plan: EditPlan, of_references: tuple[str, ...]) -> list[str]:
     if plan.request.sampling.cache_ratios is not None:
         notices += cache_ratios.for_request(plan.request, plan.model, plan.steps)[1]
     if plan.settings.offers:
-        notices.append(f"the model was trained for no more than: {', '.join(plan.settings.offers)}")
+        notices.append(f"the model was trained for no more than: {plan.settings.good_for}")
     notices += open_output(plan, plan.output).notices
     if "comparison" in plan.extras:
         notices += [note for note in open_comparison(plan).notices if note not in notices]

@@ -16,8 +16,9 @@ import numpy as np
 
 from kiwi_cli.errors import UsageError
 from kiwi_cli.synth import phrases, phrases_local
+from kiwi_cli.synth.looks import TINTS
 from kiwi_cli.synth.phrases import Wordings
-from kiwi_cli.synth.phrases_looks import LOOK_WORDINGS
+from kiwi_cli.synth.phrases_looks import ADJECTIVES, LOOK_WORDINGS
 
 Split = Literal["seen", "held-out"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -61,8 +62,28 @@ CAPITAL, STOP, AMERICAN_SPELLING = 0.5, 0.35, 0.3  # how often a wording is writ
 
 
 def seen_wordings() -> dict[str, list[str]]:
-    """Kind of edit -> the templates that a model is trained with: as a checkpoint holds them in `understands.json`."""
-    return {kind: list(texts.seen) for kind, texts in WORDINGS.items()}
+    """Kind of edit -> what a model is trained with: as a checkpoint holds it in `understands.json`.
+
+    Templates, those of looks without a word of strength. What they name goes through all of it: colours of a tint, two
+    looks of those that there are.
+    """
+    found = {kind: list(WORDINGS[kind].seen) for kind in KINDS}
+    for kind in LOOK_KINDS:
+        found[kind] = [fill(text, _named(number)) for number, text in enumerate(WORDINGS[kind].seen)]
+    return found
+
+
+def _named(number: int) -> dict[str, str]:
+    """The slots of a look's template, another name in each of a row."""
+    colours, names = list(TINTS), list(ADJECTIVES.values())
+    return {
+        "how": "",
+        "more": "",
+        "so": "",
+        "colour": colours[number % len(colours)],
+        "first": names[number % len(names)],
+        "second": names[(number + 5) % len(names)],  # no two that undo each other
+    }
 
 
 def wording(kind: str, slots: Mapping[str, str], rng: np.random.Generator, split: Split = "seen") -> str:

@@ -29,6 +29,7 @@ UNDERSTANDS = "understands.json"
 USE = ("working", "offers", "detail")
 """The keys of `model_index.json`; of a saved pipeline, whose index the library reads, those of a file of its own."""
 USE_OF_SAVED = "use.json"
+FEW = 8  # kinds of edit that a sentence can name
 RELEASED_MULTIPLE = 32  # pixels: 16 of the released VAE, 2 of the transformer's patch
 
 
@@ -58,6 +59,11 @@ class ModelSettings:
     steady: bool = False
     trust: float | None = None
     understands: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def good_for(self) -> str:
+        """The kinds of edit it is good for within a sentence: by name, or how many where there are more than a few."""
+        return ", ".join(self.offers) if len(self.offers) <= FEW else f"{len(self.offers)} kinds of edit"
 
 
 def use_of(folder: Path) -> tuple[dict[str, Any], Path]:

@@ -29,6 +29,8 @@ NEAREST: Mapping[str, Mapping[Split, float]] = {
 """Least share of results nearest to the right truth, by where the clips are from and by wordings."""
 GAP_DB = 3.0
 """How far below the ceiling the median result may be."""
+LEAST_DB = {"filmed": 22.0}
+"""Least of the median result against the truth, where results have the source's detail."""
 ORDERED = 0.90
 """Least share of pairs of strengths in the right order."""
 UNORDERED = ("noir",)
@@ -142,6 +144,8 @@ def summarise(records: Iterable[Mapping[str, Any]]) -> list[Row]:
         )
         if gap > GAP_DB:
             failures.append(f"{gap:.1f} dB below the ceiling, not {GAP_DB:.0f}")
+        if result < LEAST_DB.get(footage, 0.0):
+            failures.append(f"{result:.1f} dB, not {LEAST_DB[footage]:.0f}")
         scenes = len({record["scene"] for record in group})
         rows.append(Row(name, footage, scenes, right, result, ceiling, gap, ordered, tuple(failures)))
     return rows

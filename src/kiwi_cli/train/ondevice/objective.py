@@ -11,6 +11,7 @@ from kiwi_cli.train.batch import Batch
 from kiwi_cli.train.model import KiwiTrainModel
 from kiwi_cli.train.objective import STEPS, loss_weights, noised, training_sigmas, velocity_loss
 from kiwi_cli.train.ondevice.bank import Bank
+from kiwi_cli.train.ondevice.guide import Guide
 from kiwi_cli.train.ondevice.prompts import PromptForm
 
 
@@ -20,7 +21,7 @@ class Rows:
 
     Attributes:
         target, source: (B, C, T, h, w) fp32. reference: (B, C, 1, h, w) fp32 or None. weight: (B, T, h, w) of mean 1.
-        seen, picture, text, length: as `PromptForm.context` takes them.
+        seen, picture, text, length: as `PromptForm.context` takes them. kind: (B,) numbers in `EVERY_KIND`.
     """
 
     target: torch.Tensor
@@ -31,6 +32,7 @@ class Rows:
     picture: torch.Tensor | None
     text: torch.Tensor
     length: torch.Tensor
+    kind: torch.Tensor
 
 
 class Form:
@@ -70,6 +72,7 @@ class Form:
             tables["picture"][scenes, number] if self.reference else None,
             tables["text"][scenes, rows],
             tables["length"][scenes, rows],
+            tables["kind"][scenes, rows],
         )
 
 
@@ -79,10 +82,17 @@ class Objective:
     Args:
         model: on the device.
         dtype: of the features between the layers.
+        guide: what contexts are asked beside, and how much that counts.
     """
 
-    def __init__(self, model: KiwiTrainModel, device: torch.device, dtype: torch.dtype) -> None:
-        self.model, self.dtype = model, dtype
+    def __init__(
+        self,
+        model: KiwiTrainModel,
+        device: torch.device,
+        dtype: torch.dtype,
+        guide: tuple[Guide, float] | None = None,
+    ) -> None:
+        self.model, self.dtype, self.guide = model, dtype, guide
         weights = loss_weights(model.shift).double()
         self._cumulative = (torch.cumsum(weights, 0) / weights.sum()).float().to(device)
         self._mean = float(weights.mean())
@@ -95,14 +105,22 @@ class Objective:
         chance = torch.rand(count, generator=generator, device=rows.target.device)
         steps = torch.searchsorted(self._cumulative, chance, right=True).clamp(max=STEPS - 1)
         noise = torch.randn(count, *rows.target.shape[1:], generator=generator, device=rows.target.device)
-        return self.losses(form, rows, self._sigmas[steps], noise).mean()
+        context = self.context(form, rows)
+        loss = self.losses(form, rows, self._sigmas[steps], noise, context).mean()
+        if self.guide is None:
+            return loss
+        guide, share = self.guide
+        return loss + share * guide(context, rows.kind, rows.target)
 
-    def losses(self, form: Form, rows: Rows, sigma: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """(B * draws,) for given noise levels and noises."""
+    def losses(
+        self, form: Form, rows: Rows, sigma: torch.Tensor, noise: torch.Tensor, context: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(B * draws,) for given noise levels and noises, and the rows' context if it is there already."""
         draws = form.draws
+        context = self.context(form, rows) if context is None else context
         clean = rows.target.repeat_interleave(draws, dim=0)
         weight = rows.weight.repeat_interleave(draws, dim=0)
-        velocity = self.velocity(form, rows, self.context(form, rows), noised(clean, noise, sigma), sigma)
+        velocity = self.velocity(form, rows, context, noised(clean, noise, sigma), sigma)
         return velocity_loss(velocity, clean, noise, torch.full_like(sigma, self._mean), weight)
 
     def context(self, form: Form, rows: Rows) -> torch.Tensor:

@@ -26,6 +26,7 @@ from kiwi_cli.train.muon import is_hidden_matrix
 from kiwi_cli.train.ondevice import autoencoder, figures
 from kiwi_cli.train.ondevice.bank import Bank, upload
 from kiwi_cli.train.ondevice.generators import Chunk, Generators
+from kiwi_cli.train.ondevice.guide import Guide
 from kiwi_cli.train.ondevice.learner import Learner, cosine
 from kiwi_cli.train.ondevice.narrow import Narrow
 from kiwi_cli.train.ondevice.objective import Form, Objective
@@ -150,10 +151,13 @@ def _train_model(run: OnDeviceRun) -> None:
     trained = {
         name: value for name, value in run.model.named_parameters() if not name.startswith("mllm_encoder.qwen.visual.")
     }
+    guide = _guide(run)
+    if guide is not None:
+        trained |= {f"guide.{name}": value for name, value in guide[0].named_parameters()}
     learner = Learner(trained, settings.lr, decay=settings.ema, is_hidden=_hidden)
     restore(learner, run)
     on_cuda = run.device.type == "cuda"
-    objective = Objective(run.model, run.device, torch.bfloat16 if on_cuda else torch.float32)
+    objective = Objective(run.model, run.device, torch.bfloat16 if on_cuda else torch.float32, guide)
     narrow = Narrow(run.model, torch.bfloat16) if on_cuda else None
     forms = [_form(run, ask, run.banks[ask.spec]) for ask in run.recipe.asked]
     order = Interleaving([ask.weight for ask in run.recipe.asked])
@@ -197,9 +201,20 @@ def _unrecorded(run: OnDeviceRun, learner: Learner, why: str) -> None:
     run.log(not_recorded=why)
 
 
+def _guide(run: OnDeviceRun) -> tuple[Guide, float] | None:
+    """What contexts are asked, if the recipe has it so; the same at each start."""
+    if run.recipe.guide <= 0:
+        return None
+    mllm = run.model.mllm_encoder
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.settings.seed)
+        guide = Guide(min(mllm.query_counts.values()), mllm.config.dit_dim, run.vae.config.z_dim)
+    return guide.to(run.device), run.recipe.guide
+
+
 def _hidden(name: str, parameter: torch.Tensor) -> bool:
     """Muon's: the language model's matrices too, which cost nothing in groups."""
-    return is_hidden_matrix(name.replace("qwen.language_model.", ""), parameter)
+    return not name.startswith("guide.") and is_hidden_matrix(name.replace("qwen.language_model.", ""), parameter)
 
 
 def _form(run: OnDeviceRun, ask: Ask, bank: Bank, draws: int | None = None) -> Form:
