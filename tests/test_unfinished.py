@@ -190,7 +190,7 @@ def test_other_files_and_other_clips_are_refused(
     code, out, err = inside(capsys, "finish", tmp_path / "none")
     assert (code, out) == (2, "") and "no such file" in err and "OUTPUT.unfinished" in err
     code, out, err = inside(capsys, "finish", tmp_path)
-    assert (code, out) == (2, "") and "a folder, not a file" in err and f"kiwi finish '{path}'" in err
+    assert (code, out) == (2, "") and "a folder, not a file" in err and f"kiwi finish {shlex.quote(str(path))}" in err
     (tmp_path / "empty").mkdir()
     code, out, err = inside(capsys, "finish", tmp_path / "empty")
     assert (code, out) == (2, "") and "a folder, not a file" in err and "OUTPUT.unfinished" in err

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kiwi_cli.video.detail import DetailSettings, maps
+from kiwi_cli.video.detail import DetailSettings, maps, stream
 from kiwi_cli.video.detail.cores import Cores
-from kiwi_cli.video.detail.moments import EE, RE, R, block_moments, loss_of, mean_of
+from kiwi_cli.video.detail.moments import CHANGE, EE, RE, E, R, block_moments, loss_of, mean_of
 from kiwi_cli.video.detail.noise import noise_of
 
 
@@ -66,3 +66,24 @@ def test_noise_on_a_smooth_picture_is_what_it_is(seed: int) -> None:
     noisy = source + torch.from_numpy(rng.normal(0, 1.5, source.shape).astype(np.float32))
     found = noise_of(noisy.clamp(0, 255).round().to(torch.uint8), source, Cores(1))
     assert found * 255**2 == pytest.approx(2.25, abs=0.5)
+
+
+def test_a_small_thing_does_not_drown_in_a_large_block() -> None:
+    """The change of a block of 8 pixels is that of its most changed quarter; the other means are of all of it."""
+    round_trip = torch.full((704, 720, 3), 100, dtype=torch.uint8)
+    edited = round_trip.clone()
+    edited[8:12, 16:20] = 120  # the upper left quarter of the second row's third block
+    moments = block_moments(edited, round_trip, Cores(1))
+    assert (moments.side, moments.kept.shape) == (8, (23, 88, 90))
+    found = mean_of([moments], [1], slice(None))
+    assert float(found[CHANGE, 1, 2]) == pytest.approx(3 * (20 / 255) ** 2, rel=0.5)  # halving spreads it a little
+    assert float(found[E, 1, 2].mean()) == pytest.approx(100 / 255 - 0.5 + 20 / 255 / 4, abs=2e-3)
+
+
+def test_boxes_are_of_one_size_in_pixels_and_noise_is_measured_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [DetailSettings().radius(side) for side in (4, 8)] == [2, 1]
+    measured = []
+    monkeypatch.setattr(stream, "loss_of", lambda *given, noise: measured.append(noise) or loss_of(*given, noise=noise))
+    frames = [noise(seed, 72, 128).numpy() for seed in (0, 0, 0, 0, 0, 0, 0)]
+    assert len(list(stream.transfer((frame, frame, frame) for frame in frames))) == 7
+    assert measured == [True, False, False, True, False, False, True]

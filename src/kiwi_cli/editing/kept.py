@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -201,8 +202,9 @@ class Kept:
     def __init__(self, path: Path) -> None:
         self.path = path
         if path.is_dir():
-            inside = sorted(path.glob(f"*{SUFFIX}"))
-            raise UsageError(f"a folder, not a file: '{path}'", f"kiwi finish '{inside[0]}'" if inside else NAMED)
+            inside = sorted(one for one in path.glob(f"*{SUFFIX}") if one.is_file())
+            hint = f"kiwi finish {shlex.quote(str(inside[0]))}" if inside else NAMED
+            raise UsageError(f"a folder, not a file: '{path}'", hint)
         if not path.is_file():
             raise UsageError(f"no such file: '{path}'", NAMED)
         try:

@@ -99,7 +99,7 @@ COLOURIST = Recipe(
     ),
     held_out={"clip": 4, "natural": 4},
     frames=5,
-    guide=1.0,  # at a tenth of that, a language model that began with nine kinds took half an hour to tell 44 apart
+    guide=1.0,  # at a tenth of that it was lost among the gradients of denoising
 )
 """All kinds and the looks, on drawn scenes and on ones nearer to filmed clips, 5 frames at a time."""
 

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from kiwi_cli.errors import CheckpointError
 from kiwi_cli.synth.wordings import seen_wordings
 from kiwi_cli.train.exports import write_checkpoint
 from kiwi_cli.train.ondevice import parts
@@ -76,5 +77,10 @@ def restore(learner: Learner, run: OnDeviceRun) -> None:
     """Go on with the stage's own state, if the run was read from one."""
     found = {name.removeprefix("learner/"): value for name, value in run.loaded.items() if name.startswith("learner/")}
     if found:
+        if {name for name in found if name.startswith("weight/")} != {f"weight/{name}" for name in learner.parameters}:
+            raise CheckpointError(
+                f"'{run.settings.state}' is of a run with other parameters",
+                "give another --state, or the --recipe that it began with",
+            )
         learner.load(found)
         run.loaded = {}

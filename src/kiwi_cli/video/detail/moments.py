@@ -38,7 +38,7 @@ class Moments(NamedTuple):
     Attributes:
         kept: (23, h / 4, w / 4) int16, in parts of `LIMITS`.
         coarse: (23, h / 16, w / 16) fp32, means over 4 x 4 blocks.
-        side: of a block, in pixels: 4, as in these shapes, or 8.
+        side: of a block, in pixels: 4, as in these shapes, or 8; then the last row is the most of the block's quarters.
     """
 
     kept: torch.Tensor
@@ -95,7 +95,12 @@ def block_moments(edited: torch.Tensor, round_trip: torch.Tensor, cores: Cores) 
 
     def make(band: slice) -> None:
         lines = grid.lines(band)
-        found = grid.means(_products(planes(e[lines]), planes(r[lines])))
+        rows = _products(planes(e[lines]), planes(r[lines]))
+        found = grid.means(rows)
+        if grid.side > STEP:  # a small thing must not drown in a large block: of its quarters the most changed counts
+            fine = (2 * found.shape[1], 2 * found.shape[2])
+            quarters = F.adaptive_avg_pool2d(rows[CHANGE][None], fine)
+            found[CHANGE] = F.adaptive_max_pool2d(quarters, found.shape[1:])[0]
         kept[:, band] = found.mul_(parts).round_().clamp_(-WHOLE, WHOLE)
 
     cores.each(make, grid.bands())
