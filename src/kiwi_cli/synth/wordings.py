@@ -65,7 +65,7 @@ def seen_wordings() -> dict[str, list[str]]:
     """Kind of edit -> what a model is trained with: as a checkpoint holds it in `understands.json`.
 
     Templates, those of looks without a word of strength. What they name goes through all of it: colours of a tint, two
-    looks of those that there are.
+    looks of those that there are (pairs that a model is shown in no training among them: each word is known).
     """
     found = {kind: list(WORDINGS[kind].seen) for kind in KINDS}
     for kind in LOOK_KINDS:

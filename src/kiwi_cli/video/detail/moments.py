@@ -79,6 +79,17 @@ class Grid:
             pixels = pixels[:, :, ::2] + pixels[:, :, 1::2]
         return pixels / (STEP * STEP)
 
+    def most(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The largest mean over a quarter of a block, of lines that a band is: (lines, w) -> (rows, w / 4)."""
+        if not self.even:
+            quarters = F.adaptive_avg_pool2d(pixels[None], (2 * self.blocks[0], 2 * self.blocks[1]))
+            return F.adaptive_max_pool2d(quarters, self.blocks)[0]
+        for _ in range(STEP.bit_length() - 2):
+            pixels = pixels[::2] + pixels[1::2]
+            pixels = pixels[:, ::2] + pixels[:, 1::2]
+        across = torch.maximum(pixels[::2], pixels[1::2])
+        return torch.maximum(across[:, ::2], across[:, 1::2]) / (STEP * STEP // 4)
+
 
 def block_moments(edited: torch.Tensor, round_trip: torch.Tensor, cores: Cores) -> Moments:
     """A frame's moments.
@@ -98,9 +109,7 @@ def block_moments(edited: torch.Tensor, round_trip: torch.Tensor, cores: Cores) 
         rows = _products(planes(e[lines]), planes(r[lines]))
         found = grid.means(rows)
         if grid.side > STEP:  # a small thing must not drown in a large block: of its quarters the most changed counts
-            fine = (2 * found.shape[1], 2 * found.shape[2])
-            quarters = F.adaptive_avg_pool2d(rows[CHANGE][None], fine)
-            found[CHANGE] = F.adaptive_max_pool2d(quarters, found.shape[1:])[0]
+            found[CHANGE] = grid.most(rows[CHANGE])
         kept[:, band] = found.mul_(parts).round_().clamp_(-WHOLE, WHOLE)
 
     cores.each(make, grid.bands())
