@@ -8,7 +8,7 @@ in seen and held-out wordings, the first of them in three strengths (kiwi_cli/be
 Scenes are edited at their own size and judged as the model gives them. Crops are four times as large as the model works
 and judged as a person gets them: with the source's detail, against the look of the crop at full size. The ceiling is
 the truth through the autoencoder, enlarged.
-In the folder: `looks.jsonl` (every edit's figures), `table.md`, `passing.json`, and `sheet-*.png`.
+In the folder: `looks.jsonl` (every edit's figures), `table.md`, `passing.json`, and the sheets.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def main() -> None:
     folder = locate(args.model)
     settings = read_settings(folder)
     run: dict[str, Any] = {"folder": str(folder), "out": str(args.out), "size": args.size, "steps": args.steps}
-    run |= {"strengths": args.strengths, "detail": {"steady": settings.steady, "trust": settings.trust or 0.3}}
+    run |= {"strengths": args.strengths, "detail": {"steady": settings.steady, "trust": settings.trust or DetailSettings().trust}}
     run["filmed"] = str(args.out / "filmed.npz")
     _run.update(run)
     counts = {"drawn": args.count, "natural": args.natural}

@@ -99,7 +99,7 @@ def _strip(mapped: torch.Tensor, plain: torch.Tensor, blurred: torch.Tensor, sou
     same = bool(mapped[9].any())
     if same:
         low -= out
-    for row in range(3):  # all channels at once: cores wait for each other at the beginning of an operation
+    for row in range(3):
         out.addcmul_(across[row:9:3], lost[row])
     if same:
         out.addcmul_(across[9], low)
