@@ -193,7 +193,8 @@ def main() -> None:
     folder = locate(args.model)
     settings = read_settings(folder)
     run: dict[str, Any] = {"folder": str(folder), "out": str(args.out), "size": args.size, "steps": args.steps}
-    run |= {"strengths": args.strengths, "detail": {"steady": settings.steady, "trust": settings.trust or DetailSettings().trust}}
+    trust = settings.trust or DetailSettings().trust
+    run |= {"strengths": args.strengths, "detail": {"steady": settings.steady, "trust": trust}}
     run["filmed"] = str(args.out / "filmed.npz")
     _run.update(run)
     counts = {"drawn": args.count, "natural": args.natural}
