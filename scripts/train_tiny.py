@@ -242,7 +242,9 @@ def in_minutes(args: argparse.Namespace) -> int:
         scale=args.scale or (0.05 if on_cpu else 1.0),
         workers=_workers() if args.workers is None else args.workers,
         steps=args.steps_of_each,
+        draws=args.draws,
         record=not args.no_record,
+        compiled=args.compile,
         seed=args.seed,
         recipe=RECIPES[args.recipe],
         say=lambda line: print(line, flush=True),
@@ -284,6 +286,8 @@ def main() -> int:
     minutes.add_argument("--max-steps", dest="steps_of_each", type=int, help="of each stage, for trials")
     minutes.add_argument("--recipe", choices=["whole", "colourist"], default="whole", help="what is drawn and asked")
     minutes.add_argument("--no-record", action="store_true", help="hand over every kernel, no CUDA graphs")
+    minutes.add_argument("--draws", type=int, default=2, help="timesteps of a row in a step (2)")
+    minutes.add_argument("--compile", action="store_true", help="on a CPU with AMX: 4 times as fast")
     minutes.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.unpack:

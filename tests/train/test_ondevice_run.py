@@ -5,21 +5,28 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import sys
 import zipfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.nn import functional
 
 from kiwi_cli import KiwiPipeline
 from kiwi_cli.errors import CheckpointError
 from kiwi_cli.synth.wordings import seen_wordings
+from kiwi_cli.train.model import KiwiTrainModel
 from kiwi_cli.train.ondevice import parts
 from kiwi_cli.train.ondevice.generators import Spec
+from kiwi_cli.train.ondevice.narrow import Bf16
+from kiwi_cli.train.ondevice.objective import Objective
 from kiwi_cli.train.ondevice.recipe import Ask, Recipe
 from kiwi_cli.train.ondevice.run import train
 from kiwi_cli.train.ondevice.session import Settings
@@ -29,6 +36,7 @@ from kiwi_cli.weights.settings import read_settings
 from ..cli.terminal import inside
 from ..conftest import ROOT
 from ..video.media import make_clip
+from .test_ondevice import CPU, form, tiny
 
 RECIPE = Recipe(
     specs=(Spec("clip", 32, 32, 5, 1, 2, 1),),
@@ -119,3 +127,27 @@ def test_the_script_goes_from_nothing_to_a_model_that_edits(
     assert code == 0, err
     figures = json.loads((out / "figures.json").read_text())
     assert {"clip clip", "clip picture", "long clip", "autoencoder long"} <= {*figures}
+
+
+@pytest.mark.slow
+def test_compiled_layers_have_the_loss_and_gradients_of_plain_ones(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In bf16, with a C++ compiler's help, on a CPU: within bf16's rounding of fp32."""
+    if shutil.which("g++") is None:
+        pytest.skip("torch compiles with g++")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    asked, found = form("clip", False, False), []
+    for compiled in (False, True):
+        model = KiwiTrainModel.from_folder(tiny(), torch.float32).requires_grad_(False)
+        trained = [value.requires_grad_(True) for name, value in model.named_parameters() if "blocks.5.ffn" in name]
+        objective = Objective(model, CPU, torch.bfloat16 if compiled else torch.float32)
+        step = partial(objective.loss, asked, torch.Generator().manual_seed(1))
+        loss = Bf16(model, CPU, compiled=True).call(step) if compiled else step()
+        loss.backward()
+        gradients = [value.grad for value in trained if value.grad is not None]
+        found.append((float(loss), torch.cat([gradient.flatten() for gradient in gradients])))
+    (plain, expected), (loss, gradient) = found
+    assert loss == pytest.approx(plain, rel=0.01) and loss != plain
+    assert gradient.dtype == torch.float32
+    assert float(functional.cosine_similarity(gradient, expected, dim=0)) > 0.995

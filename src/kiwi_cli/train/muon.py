@@ -67,8 +67,8 @@ class MuonAdamW(torch.optim.Optimizer):
         parameters: name -> parameter; a convolution's kernel is taken as a matrix of (out, the rest).
         is_hidden: which parameters are Muon's.
         grouped: matrices of one shape take a step together and AdamW's part is fused: the same arithmetic in a tenth of
-            the launches, no value read by the host; `lr` of a group may be a tensor then. None: on CUDA. A processor
-            has nothing to gain, and its runs stay what they were to the bit.
+            the launches, no value read by the host; `lr` of a group may be a tensor then. None: on CUDA. Runs on
+            a processor stay what they were to the bit; one with AMX takes 0.4 of the time in groups.
         lr: of both. momentum: of Muon (Nesterov). betas, eps: of AdamW. weight_decay: of both, decoupled.
     """
 

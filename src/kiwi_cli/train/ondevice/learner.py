@@ -25,6 +25,7 @@ class Learner:
         parameters: name -> parameter, fp32, on the device.
         decay: of the average; 0 keeps none.
         clip: largest norm of the gradient.
+        grouped: as `MuonAdamW` has it.
 
     Attributes:
         steps: done. record: what recorded steps are replayed from; None: none is recorded.
@@ -39,12 +40,13 @@ class Learner:
         betas: tuple[float, float] = (0.9, 0.999),
         clip: float = 1.0,
         is_hidden: Callable[[str, torch.Tensor], bool] = is_hidden_matrix,
+        grouped: bool | None = None,
     ) -> None:
         self.parameters, self.lr, self.clip = dict(parameters), lr, clip
         for value in self.parameters.values():
             value.requires_grad_(True)
         self.device = next(iter(self.parameters.values())).device
-        self.optimiser = MuonAdamW(self.parameters, lr, betas=betas, is_hidden=is_hidden)
+        self.optimiser = MuonAdamW(self.parameters, lr, betas=betas, is_hidden=is_hidden, grouped=grouped)
         self.optimiser.prepare()
         self._rate = torch.zeros((), device=self.device)
         self._share = torch.zeros((), device=self.device)

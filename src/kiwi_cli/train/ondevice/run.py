@@ -28,7 +28,7 @@ from kiwi_cli.train.ondevice.bank import Bank, upload
 from kiwi_cli.train.ondevice.generators import Chunk, Generators
 from kiwi_cli.train.ondevice.guide import Guide
 from kiwi_cli.train.ondevice.learner import Learner, cosine
-from kiwi_cli.train.ondevice.narrow import Narrow
+from kiwi_cli.train.ondevice.narrow import Bf16
 from kiwi_cli.train.ondevice.objective import Form, Objective
 from kiwi_cli.train.ondevice.recipe import HELD_OUT_SEED, Ask
 from kiwi_cli.train.ondevice.record import Record
@@ -36,8 +36,11 @@ from kiwi_cli.train.ondevice.saving import export, read_state, restore, write_st
 from kiwi_cli.train.ondevice.session import DONE, MODEL, VAE, OnDeviceRun, Settings, open_run, tools_of
 from kiwi_cli.train.sampler import Interleaving
 
-JUMP = 3.0
-"""A loss that is that many times the least one so far is as bad as none."""
+JUMP, JUDGED = 3.0, 5
+"""A loss that is that many times the least one so far is as bad as none, both as means of so many steps at least:
+forms of batches differ."""
+FIRST_SCENES = 12
+"""Of each bank before the first step: a few scenes alone would be learnt by heart, and unlearnt after."""
 
 
 def train(settings: Settings) -> int:
@@ -154,25 +157,19 @@ def _train_model(run: OnDeviceRun) -> None:
     guide = _guide(run)
     if guide is not None:
         trained |= {f"guide.{name}": value for name, value in guide[0].named_parameters()}
-    learner = Learner(trained, settings.lr, decay=settings.ema, is_hidden=_hidden)
-    restore(learner, run)
     on_cuda = run.device.type == "cuda"
-    objective = Objective(run.model, run.device, torch.bfloat16 if on_cuda else torch.float32, guide)
-    narrow = Narrow(run.model, torch.bfloat16) if on_cuda else None
+    compiled = settings.compiled and not on_cuda
+    learner = Learner(trained, settings.lr, decay=settings.ema, is_hidden=_hidden, grouped=on_cuda or compiled)
+    restore(learner, run)
+    in_bf16 = Bf16(run.model, run.device, settings.compiled) if on_cuda or compiled else None
+    objective = Objective(run.model, run.device, torch.float32 if in_bf16 is None else torch.bfloat16, guide)
     forms = [_form(run, ask, run.banks[ask.spec]) for ask in run.recipe.asked]
     order = Interleaving([ask.weight for ask in run.recipe.asked])
 
-    def form() -> int:
-        number = learner.steps
-        while not forms[order[number][0]].bank.scenes:  # at the very beginning some banks are empty
-            number += 1
-        return order[number][0]
-
     def loss(number: int) -> torch.Tensor:
-        if narrow is None:
+        if in_bf16 is None:
             return objective.loss(forms[number], run.random)
-        with torch.autocast(run.device.type, torch.bfloat16):
-            return narrow.call(lambda: objective.loss(forms[number], run.random))
+        return in_bf16.call(lambda: objective.loss(forms[number], run.random))
 
     if settings.record and on_cuda:
         learner.record = Record(run.random, lambda why: _unrecorded(run, learner, why))
@@ -181,16 +178,17 @@ def _train_model(run: OnDeviceRun) -> None:
         learner,
         lambda chunk: run.banks[chunk.spec.name].add(upload(chunk, run.device), run.coder),
         loss,
-        lambda: any(bank.scenes for bank in run.banks.values()),
+        lambda: all(bank.scenes >= min(FIRST_SCENES, bank.capacity) for bank in run.banks.values()),
         warm_up=0.03,
-        form=form,
+        form=lambda: order[learner.steps][0],
     )
     if run.stopped:
         return
     run.log(banks=[figures.banked(bank) for bank in run.banks.values()])
     run.progress.stage = DONE
     export(run, learner)
-    _figures(run, learner, objective)
+    with torch.compiler.set_stance("force_eager"):  # shapes of a few edits are not worth a compiler's minute each
+        _figures(run, learner, objective if on_cuda else Objective(run.model, run.device, torch.float32))
     write_state(run, learner)
 
 
@@ -285,15 +283,15 @@ def _loop(
         learner.step(lambda asked=asked: loss(asked), factor, asked)  # type: ignore[misc]
         now = run.clock()
         if now - said > 10:
-            mean = learner.window()
-            if math.isfinite(mean) and mean < JUMP * best:
-                best = min(best, mean)
+            mean, done = learner.window(), learner.steps - first
+            if math.isfinite(mean) and (mean < JUMP * best or done < JUDGED):
+                best = min(best, mean) if done >= JUDGED else best
                 learner.keep()
             else:
                 learner.back()
                 if learner.record is not None and learner.record.works:
                     learner.record.give_up(f"the loss went from {best} to {mean}")
-            rate = (learner.steps - first) / (now - said)
+            rate = done / (now - said)
             run.log(stage=progress.stage, step=learner.steps, loss=mean, steps_a_second=round(rate, 2))
             said, first = run.clock(), learner.steps
         if now - saved > settings.every:
