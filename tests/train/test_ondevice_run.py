@@ -58,19 +58,20 @@ def lines(out: Path) -> list[dict]:
 def test_a_stopped_run_goes_on_to_parts_that_edit(tmp_path: Path) -> None:
     out = tmp_path / "out"
 
-    def stop(line: str) -> None:
-        if '"ended": true' in line:
+    def stop(line: str, at: str) -> None:
+        if '"ended": true' in line and f'"stage": "{at}"' in line:
             os.kill(os.getpid(), signal.SIGTERM)
 
     settings = Settings(
         locate("tiny"), out, tmp_path / "state", "cpu", positions=256, workers=0, steps=4, scale=1.0, recipe=RECIPE
     )
     settings = replace(settings, vae_share=0.5, minutes=20.0)
-    assert train(replace(settings, say=stop)) == 130
-    assert not (out / parts.INDEX).exists()
+    for stage in ("vae", "model"):
+        assert train(replace(settings, say=partial(stop, at=stage))) == 130
+        assert not (out / parts.INDEX).exists()
     assert train(settings) == 0
     ended = [(line["stage"], line["step"]) for line in lines(out) if line.get("ended")]
-    assert ended == [("vae", 4), ("vae", 4), ("model", 4)]  # the autoencoder's steps were not done again
+    assert ended == [("vae", 4), ("vae", 4), ("model", 4), ("model", 4)]  # no step was done again
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     assert train(settings) == 0  # it is done
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before

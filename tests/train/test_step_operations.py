@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kiwi_cli.train.model import KiwiTrainModel
 from kiwi_cli.train.ondevice import autoencoder
+from kiwi_cli.train.ondevice.guide import Guide
 from kiwi_cli.train.ondevice.learner import Learner
 from kiwi_cli.train.ondevice.narrow import Narrow
 from kiwi_cli.train.ondevice.objective import Objective
@@ -47,10 +48,12 @@ def trained(model: KiwiTrainModel) -> dict[str, torch.nn.Parameter]:
     return {name: value for name, value in model.named_parameters() if any(part in name for part in kept)}
 
 
-def test_the_first_step_of_each_form_does_what_later_ones_do() -> None:
+@pytest.mark.parametrize("guided", [False, True])
+def test_the_first_step_of_each_form_does_what_later_ones_do(guided: bool) -> None:
     model = KiwiTrainModel.from_folder(tiny(), torch.float32)
-    objective = Objective(model, CPU, torch.float32)
-    learner = Learner(trained(model), 1e-4, decay=0.9)
+    guide = Guide(16, 256, 48)
+    objective = Objective(model, CPU, torch.float32, (guide, 1.0) if guided else None)
+    learner = Learner(trained(model) | (dict(guide.named_parameters()) if guided else {}), 1e-4, decay=0.9)
     random = torch.Generator().manual_seed(0)
     forms = [form("clip", still, reference) for still in (False, True) for reference in (True, False)]
     first, later = (

@@ -13,6 +13,7 @@ from kiwi_cli.train.objective import STEPS, loss_weights, noised, training_sigma
 from kiwi_cli.train.ondevice.bank import Bank
 from kiwi_cli.train.ondevice.guide import Guide
 from kiwi_cli.train.ondevice.prompts import PromptForm
+from kiwi_cli.train.ondevice.visible import Visible
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Objective:
         model: on the device.
         dtype: of the features between the layers.
         guide: what contexts are asked beside, and how much that counts.
+        visible: what errors show, and the share of the loss that is measured so.
     """
 
     def __init__(
@@ -91,8 +93,9 @@ class Objective:
         device: torch.device,
         dtype: torch.dtype,
         guide: tuple[Guide, float] | None = None,
+        visible: tuple[Visible, float] | None = None,
     ) -> None:
-        self.model, self.dtype, self.guide = model, dtype, guide
+        self.model, self.dtype, self.guide, self.visible = model, dtype, guide, visible
         weights = loss_weights(model.shift).double()
         self._cumulative = (torch.cumsum(weights, 0) / weights.sum()).float().to(device)
         self._mean = float(weights.mean())
@@ -121,7 +124,12 @@ class Objective:
         clean = rows.target.repeat_interleave(draws, dim=0)
         weight = rows.weight.repeat_interleave(draws, dim=0)
         velocity = self.velocity(form, rows, context, noised(clean, noise, sigma), sigma)
-        return velocity_loss(velocity, clean, noise, torch.full_like(sigma, self._mean), weight)
+        plain = velocity_loss(velocity, clean, noise, torch.full_like(sigma, self._mean), weight)
+        if self.visible is None:
+            return plain
+        visible, share = self.visible
+        seen = self._mean * visible(velocity.to(torch.float32) - (noise - clean), weight)
+        return (1 - share) * plain + share * seen
 
     def context(self, form: Form, rows: Rows) -> torch.Tensor:
         mllm = self.model.mllm_encoder

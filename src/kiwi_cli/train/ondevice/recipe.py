@@ -29,6 +29,7 @@ class Recipe:
         held_out: name -> chunks of held-out scenes for the figures at the end.
         frames: of a clip that the exported model edits at a time, if its autoencoder was trained too.
         guide: how much it counts what contexts say of the edit (`guide.py`); 0: they are not asked.
+        visible: share of the loss that is of what shows in the pictures (`visible.py`).
     """
 
     specs: tuple[Spec, ...]
@@ -39,6 +40,7 @@ class Recipe:
     held_out: Mapping[str, int]
     frames: int
     guide: float = 0.0
+    visible: float = 0.0
 
     def scaled(self, scale: float) -> Recipe:
         """The same with chunks and capacities of another size, for trials on a processor."""
@@ -100,6 +102,7 @@ COLOURIST = Recipe(
     held_out={"clip": 4, "natural": 4},
     frames=5,
     guide=1.0,  # at a tenth of that it was lost among the gradients of denoising
+    visible=0.75,
 )
 """All kinds and the looks, on drawn scenes and on ones nearer to filmed clips, 5 frames at a time."""
 

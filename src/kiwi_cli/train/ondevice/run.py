@@ -34,6 +34,7 @@ from kiwi_cli.train.ondevice.recipe import HELD_OUT_SEED, Ask
 from kiwi_cli.train.ondevice.record import Record
 from kiwi_cli.train.ondevice.saving import export, read_state, restore, write_state
 from kiwi_cli.train.ondevice.session import DONE, MODEL, VAE, OnDeviceRun, Settings, open_run, tools_of
+from kiwi_cli.train.ondevice.visible import Visible
 from kiwi_cli.train.sampler import Interleaving
 
 JUMP, JUDGED = 3.0, 5
@@ -162,7 +163,9 @@ def _train_model(run: OnDeviceRun) -> None:
     learner = Learner(trained, settings.lr, decay=settings.ema, is_hidden=_hidden, grouped=on_cuda or compiled)
     restore(learner, run)
     in_bf16 = Bf16(run.model, run.device, settings.compiled) if on_cuda or compiled else None
-    objective = Objective(run.model, run.device, torch.float32 if in_bf16 is None else torch.bfloat16, guide)
+    share = run.recipe.visible
+    visible = (Visible.of(run.vae, run.device), share) if share else None
+    objective = Objective(run.model, run.device, torch.float32 if in_bf16 is None else torch.bfloat16, guide, visible)
     forms = [_form(run, ask, run.banks[ask.spec]) for ask in run.recipe.asked]
     order = Interleaving([ask.weight for ask in run.recipe.asked])
 
