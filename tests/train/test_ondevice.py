@@ -20,6 +20,7 @@ from kiwi_cli.train import tiny_vae as small_vae
 from kiwi_cli.train.batch import Batch, Sample, collate
 from kiwi_cli.train.dataset import PromptBuilder
 from kiwi_cli.train.model import KiwiTrainModel
+from kiwi_cli.train.objective import loss_weights, training_sigmas
 from kiwi_cli.train.ondevice import whole
 from kiwi_cli.train.ondevice.bank import Bank, Coder, upload
 from kiwi_cli.train.ondevice.generators import TEXT, Chunk, Generators, Spec, Tools
@@ -203,6 +204,16 @@ def test_a_guide_counts_as_much_as_it_is_told_to() -> None:
             for with_guide in (None, (guide, 0.1), (guide, 0.2))
         ]
     assert losses[0] < losses[1] and losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("even", [0.0, 0.6])
+def test_noise_levels_are_drawn_as_the_released_loss_weighs_them_or_as_a_sampler_goes(even: float) -> None:
+    drawn = Objective(model(), CPU, torch.float32, even=even).sigmas(40_000, torch.Generator().manual_seed(0))
+    levels, weights = training_sigmas(5.0), loss_weights(5.0)
+    for level in (0.95, 0.85, 0.5):
+        above = levels > level
+        share = (1 - even) * float(weights[above].sum() / weights.sum()) + even * float(above.float().mean())
+        assert float((drawn > level).float().mean()) == pytest.approx(share, abs=0.01)
 
 
 def test_steps_on_rows_of_the_bank_bring_their_loss_down() -> None:

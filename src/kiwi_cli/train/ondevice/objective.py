@@ -85,6 +85,8 @@ class Objective:
         dtype: of the features between the layers.
         guide: what contexts are asked beside, and how much that counts.
         visible: what errors show, and the share of the loss that is measured so.
+        even: share of timesteps that are drawn evenly over the schedule, as a sampler goes; the others are drawn as
+            often as they weigh in the released loss, which leaves out the noisiest.
     """
 
     def __init__(
@@ -94,26 +96,31 @@ class Objective:
         dtype: torch.dtype,
         guide: tuple[Guide, float] | None = None,
         visible: tuple[Visible, float] | None = None,
+        even: float = 0.0,
     ) -> None:
         self.model, self.dtype, self.guide, self.visible = model, dtype, guide, visible
         weights = loss_weights(model.shift).double()
-        self._cumulative = (torch.cumsum(weights, 0) / weights.sum()).float().to(device)
+        chances = (1 - even) * weights / weights.sum() + even / STEPS
+        self._cumulative = torch.cumsum(chances, 0).float().to(device)
         self._mean = float(weights.mean())
         self._sigmas = training_sigmas(model.shift).to(device)
 
     def loss(self, form: Form, generator: torch.Generator) -> torch.Tensor:
-        """Mean over a batch that is drawn now, timesteps as often as they weigh; with gradients."""
+        """Mean over a batch that is drawn now; with gradients."""
         rows = form.rows(*form.draw(generator))
-        count = form.batch * form.draws
-        chance = torch.rand(count, generator=generator, device=rows.target.device)
-        steps = torch.searchsorted(self._cumulative, chance, right=True).clamp(max=STEPS - 1)
-        noise = torch.randn(count, *rows.target.shape[1:], generator=generator, device=rows.target.device)
+        sigma = self.sigmas(form.batch * form.draws, generator)
+        noise = torch.randn(len(sigma), *rows.target.shape[1:], generator=generator, device=sigma.device)
         context = self.context(form, rows)
-        loss = self.losses(form, rows, self._sigmas[steps], noise, context).mean()
+        loss = self.losses(form, rows, sigma, noise, context).mean()
         if self.guide is None:
             return loss
         guide, share = self.guide
         return loss + share * guide(context, rows.kind, rows.target)
+
+    def sigmas(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """(count,) noise levels, drawn."""
+        chance = torch.rand(count, generator=generator, device=self._sigmas.device)
+        return self._sigmas[torch.searchsorted(self._cumulative, chance, right=True).clamp(max=STEPS - 1)]
 
     def losses(
         self, form: Form, rows: Rows, sigma: torch.Tensor, noise: torch.Tensor, context: torch.Tensor | None = None

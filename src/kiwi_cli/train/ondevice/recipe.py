@@ -30,6 +30,7 @@ class Recipe:
         frames: of a clip that the exported model edits at a time, if its autoencoder was trained too.
         guide: how much it counts what contexts say of the edit (`guide.py`); 0: they are not asked.
         visible: share of the loss that is of what shows in the pictures (`visible.py`).
+        even: share of timesteps drawn as a sampler goes, not as the released loss weighs them.
     """
 
     specs: tuple[Spec, ...]
@@ -41,6 +42,7 @@ class Recipe:
     frames: int
     guide: float = 0.0
     visible: float = 0.0
+    even: float = 0.0
 
     def scaled(self, scale: float) -> Recipe:
         """The same with chunks and capacities of another size, for trials on a processor."""
@@ -103,6 +105,7 @@ COLOURIST = Recipe(
     frames=5,
     guide=1.0,  # at a tenth of that it was lost among the gradients of denoising
     visible=0.75,
+    even=0.6,  # a look's colours are settled at noise levels above 0.85, where else a fifth of the draws would be
 )
 """All kinds and the looks, on drawn scenes and on ones nearer to filmed clips, 5 frames at a time."""
 

@@ -165,7 +165,8 @@ def _train_model(run: OnDeviceRun) -> None:
     in_bf16 = Bf16(run.model, run.device, settings.compiled) if on_cuda or compiled else None
     share = run.recipe.visible
     visible = (Visible.of(run.vae, run.device), share) if share else None
-    objective = Objective(run.model, run.device, torch.float32 if in_bf16 is None else torch.bfloat16, guide, visible)
+    dtype = torch.float32 if in_bf16 is None else torch.bfloat16
+    objective = Objective(run.model, run.device, dtype, guide, visible, run.recipe.even)
     forms = [_form(run, ask, run.banks[ask.spec]) for ask in run.recipe.asked]
     order = Interleaving([ask.weight for ask in run.recipe.asked])
 
