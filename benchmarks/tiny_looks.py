@@ -4,10 +4,10 @@
     python benchmarks/tiny_looks.py MODEL --out results/looks --count 24 --clips bunny.mp4 street.mp4
 
 Held-out scenes, drawn and nearer to filmed ones, and crops of the clips that are given, 5 frames each, get every look
-in seen and held-out wordings, the first of them in three strengths (kiwi_cli/bench/tiny/looks.py says what is right).
-Scenes are edited at their own size and judged as the model gives them. Crops are four times as large as the model works
-and judged as a person gets them: with the source's detail, against the look of the crop at full size. The ceiling is
-the truth through the autoencoder, enlarged.
+in seen and held-out wordings, the first of them in three strengths, and two looks that no training clip has together
+(kiwi_cli/bench/tiny/looks.py says what is right). Scenes are edited at their own size and judged as the model gives
+them. Crops are four times as large as the model works and judged as a person gets them: with the source's detail,
+against the look of the crop at full size. The ceiling is the truth through the autoencoder, enlarged.
 In the folder: `looks.jsonl` (every edit's figures), `table.md`, `passing.json`, and the sheets.
 """
 
@@ -109,17 +109,19 @@ def edit_scene(work: Work) -> list[dict[str, Any]]:
     from kiwi_cli.bench.tiny.edits import Task
 
     source, (footage, number) = scene(work), work
+    asks = (*looks.ASKS, looks.pair_ask(number))
     found = looks.truths(source)
+    found_pair = {asks[-1].name: asks[-1].frames(source.picture, "plain")}
     rng = np.random.default_rng([number, len(footage)])
-    wanted: list[tuple[looks.Ask, str, str]] = [(ask, split, "plain") for ask in looks.ASKS for split in SPLITS]
+    wanted: list[tuple[looks.Ask, str, str]] = [(ask, split, "plain") for ask in asks for split in SPLITS]
     ordered = [ask for ask in looks.ASKS if ask.name not in looks.UNORDERED and not ask.slots]
     if number >= _run["strengths"]:
         ordered = []
     wanted += [(ask, "seen", strength) for ask in ordered for strength in STRENGTHS]
     prompts = [ask.prompt(split, strength, rng) for ask, split, strength in wanted]  # type: ignore[arg-type]
-    asked = [found[ask.name] for ask in looks.ASKS]
+    asked = [(found | found_pair)[ask.name] for ask in asks]
     results, made = edited(source, footage, [Task(0, prompt, None, number) for prompt in prompts], asked)
-    ceilings = {ask.name: clip for ask, clip in zip(looks.ASKS, made, strict=True)}
+    ceilings = {ask.name: clip for ask, clip in zip(asks, made, strict=True)}
     amounts = {
         (ask.name, strength): looks.amount_of(ask, source, result)
         for (ask, split, strength), result in zip(wanted, results, strict=True)
@@ -129,7 +131,8 @@ def edit_scene(work: Work) -> list[dict[str, Any]]:
     for (ask, split, strength), prompt, result in zip(wanted, prompts, results, strict=True):
         if strength != "plain":
             continue
-        figures = looks.measure(ask, found, result, ceilings[ask.name])
+        candidates = found | found_pair if ask.pair else found
+        figures = looks.measure(ask, candidates, result, ceilings[ask.name])
         if split == "seen" and (ask.name, "strong") in amounts:
             slight, plain, strong = (amounts[ask.name, name] for name in ("slight", "plain", "strong"))
             figures["ordered"] = [slight < plain, plain < strong, slight < strong]

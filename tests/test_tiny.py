@@ -19,7 +19,7 @@ from kiwi_cli.bench.tiny.edits import BatchEditor, Task
 from kiwi_cli.bench.tiny.quality import edge_correlation, make_case, nearest
 from kiwi_cli.synth.looks import TINTS
 from kiwi_cli.synth.phrases_looks import ADJECTIVES, STRENGTHS
-from kiwi_cli.synth.wordings import KINDS, LOOK_KINDS, WORDINGS, Split, fill
+from kiwi_cli.synth.wordings import EVERY_KIND, KINDS, LOOK_KINDS, WORDINGS, fill, seen_wordings
 from kiwi_cli.video import probe
 from kiwi_cli.weights import embedded
 from kiwi_cli.weights.settings import read_settings
@@ -47,7 +47,7 @@ def test_it_is_small_and_plain() -> None:
     weights = [path for path in TINY.rglob("*") if path.suffix == ".safetensors"]
     assert sum(path.stat().st_size for path in weights) <= 40_000_000
     assert {path.suffix for path in TINY.rglob("*") if path.is_file()} <= {".safetensors", ".json", ".jinja", ".txt"}
-    assert OFFERS and set(OFFERS) <= set(KINDS)
+    assert OFFERS and set(OFFERS) <= set(EVERY_KIND)
 
 
 @pytest.mark.slow
@@ -118,9 +118,9 @@ def test_a_number_of_frames_only_limits(tmp_path: Path) -> None:
 # -- what it understands ------------------------------------------------------------------------------------------
 
 
-def sentences_of(kind: str, split: Split) -> list[str]:
-    """Templates of a kind with every strength and what they name."""
-    texts = WORDINGS[kind].seen if split == "seen" else WORDINGS[kind].held_out
+def held_out_sentences(kind: str) -> list[str]:
+    """Held-out templates of a kind with every strength and what they name."""
+    texts = WORDINGS[kind].held_out
     names = list(ADJECTIVES.values())
     pairs = [{"first": first, "second": second} for first, second in zip(names, [*names[1:], names[0]], strict=True)]
     named = pairs if kind == "two-looks" else [{"colour": colour} for colour in TINTS] if kind == "tint" else [{}]
@@ -132,7 +132,9 @@ SLOTS = {"object": "red ball", "colour": "blue", "ground": "plain green", "place
 
 
 def test_its_sentences_are_those_it_was_trained_with() -> None:
-    assert read_settings(TINY).understands == {kind: tuple(WORDINGS[kind].seen) for kind in KINDS}
+    understood = read_settings(TINY).understands
+    assert set(OFFERS) <= set(understood) and set(KINDS) <= set(understood)
+    assert understood == {kind: tuple(texts) for kind, texts in seen_wordings().items() if kind in understood}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -151,14 +153,14 @@ def test_of_300_wishes_that_it_cannot_do_none_is_taken_for_one_that_it_can() -> 
     wishes = (DATA / "wishes.txt").read_text(encoding="utf-8").splitlines()
     assert len(set(wishes)) == len(wishes) == 300
     sentences = dict(read_settings(TINY).understands)
-    looks = {kind: sentences_of(kind, split="seen") for kind in LOOK_KINDS}
+    looks = {kind: seen_wordings()[kind] for kind in LOOK_KINDS}
     for known, offers in ((sentences, OFFERS), ({**sentences, **looks}, (*OFFERS, *LOOK_KINDS))):
         taken = [wish for wish in wishes if match(wish, known, offers).understood]
         assert len(taken) <= 0.15 * len(wishes), taken
         refused = [
             text
             for kind in LOOK_KINDS
-            for text in sentences_of(kind, split="held-out")
+            for text in held_out_sentences(kind)
             if kind in offers and not match(text, known, offers).understood
         ]
         assert refused == []

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from kiwi_cli.bench.tiny import looks
+from kiwi_cli.synth.edits import is_held_out
 from kiwi_cli.synth.natural import natural_scene
+from kiwi_cli.synth.phrases_looks import ADJECTIVES
 from kiwi_cli.synth.scenes import Scene, make_scene
 
 SCENES: dict[str, Any] = {"drawn": make_scene, "natural": natural_scene}
@@ -70,3 +72,18 @@ def test_of_filmed_clips_results_with_the_sources_detail_are_held_to_a_least_qua
     assert all(row.failures == () for row in looks.summarise(filmed))
     rows = looks.summarise({**record, "result_db": 21.0, "gap_db": 0.0} for record in filmed)
     assert all(row.failures == ("21.0 dB, not 22",) for row in rows) and looks.passing(rows) == []
+    rows = looks.summarise({**record, "result_db": 30.0, "gap_db": 4.0} for record in filmed)
+    assert all(row.failures == ("4.0 dB below the ceiling, not 3",) for row in rows)
+
+
+def test_two_looks_are_asked_for_in_pairs_that_no_training_clip_has(scene: Scene) -> None:
+    asks = [looks.pair_ask(number) for number in range(60)]
+    assert {ask.name for ask in asks} == {"two-looks"} and len({ask.pair for ask in asks}) == 30
+    assert all(is_held_out(ask.pair) for ask in asks)  # type: ignore[arg-type]
+    ask = looks.pair_ask(1)
+    text = ask.prompt("seen", "plain", np.random.default_rng(0))
+    assert all(ADJECTIVES[kind] in text for kind in ask.pair)
+    both, truths = ask.frames(scene.picture, "plain"), looks.truths(scene)
+    figures = looks.measure(ask, {**truths, ask.name: both}, both, both)
+    assert figures["right"] and figures["gap_db"] == 0
+    assert all(not looks.measure(ask, {**truths, ask.name: both}, truths[kind], both)["right"] for kind in ask.pair)

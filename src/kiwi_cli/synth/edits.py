@@ -13,7 +13,7 @@ from itertools import permutations
 
 import numpy as np
 
-from kiwi_cli.synth.looks import AMOUNTS, LOOKS, LUMA, TINTS, Strength, tint
+from kiwi_cli.synth.looks import AMOUNTS, LOOKS, LUMA, TINTS, Strength, one_after_another, tint
 from kiwi_cli.synth.phrases_looks import ADJECTIVES, STRENGTHS
 from kiwi_cli.synth.scenes import SHAPES, Grid, Scene, Thing, stands_out, to_bytes
 from kiwi_cli.synth.textures import PALETTE, Gradient, Paint, Plain, Stripes, mix, random_ground, rgb
@@ -174,8 +174,7 @@ def two_looks(scene: Scene, rng: np.random.Generator, held_out: bool) -> Edit:
     """Two looks of plain strength, the second on the result of the first. Held-out pairs are in no training clip."""
     pairs = [pair for pair in PAIRS if is_held_out(pair) == held_out]
     first, second = pairs[int(rng.integers(len(pairs)))]
-    amount = AMOUNTS["plain"]
-    target = to_bytes(LOOKS[second](np.clip(LOOKS[first](scene.picture, amount), 0.0, 1.0), amount))
+    target = to_bytes(one_after_another(scene.picture, (first, second), AMOUNTS["plain"]))
     slots = {"first": ADJECTIVES[first], "second": ADJECTIVES[second]}
     return Edit("two-looks", target, np.ones(target.shape[:3], bool), None, slots)
 

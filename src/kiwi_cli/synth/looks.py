@@ -8,7 +8,7 @@ How a look is drawn is ours: the point is that there is one truth for each, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Literal
 
@@ -285,3 +285,10 @@ LOOKS: Mapping[str, Look] = MappingProxyType(
     }
 )
 """Every look but the tint, by the name of its kind of edit."""
+
+
+def one_after_another(frames: np.ndarray, kinds: Iterable[str], amount: float) -> np.ndarray:
+    """Looks of one amount, each on the result of the one before, which is clipped."""
+    for kind in kinds:
+        frames = LOOKS[kind](np.clip(frames, 0.0, 1.0), amount)
+    return frames
