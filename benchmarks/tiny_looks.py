@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from kiwi_cli.bench.tiny import looks, sheets
-from kiwi_cli.bench.tiny.quality import FIRST_SEED
+from kiwi_cli.bench.tiny.quality import FIRST_SEED, mse_of_all
 from kiwi_cli.synth.natural import natural_scene
 from kiwi_cli.synth.scenes import Scene, make_scene, scene_of
 from kiwi_cli.synth.wordings import SPLITS
@@ -111,7 +111,7 @@ def edit_scene(work: Work) -> list[dict[str, Any]]:
     source, (footage, number) = scene(work), work
     asks = (*looks.ASKS, looks.pair_ask(number))
     found = looks.truths(source)
-    found_pair = {asks[-1].name: asks[-1].frames(source.picture, "plain")}
+    candidates = found | {asks[-1].name: asks[-1].frames(source.picture, "plain")}
     rng = np.random.default_rng([number, len(footage)])
     wanted: list[tuple[looks.Ask, str, str]] = [(ask, split, "plain") for ask in asks for split in SPLITS]
     ordered = [ask for ask in looks.ASKS if ask.name not in looks.UNORDERED and not ask.slots]
@@ -119,7 +119,7 @@ def edit_scene(work: Work) -> list[dict[str, Any]]:
         ordered = []
     wanted += [(ask, "seen", strength) for ask in ordered for strength in STRENGTHS]
     prompts = [ask.prompt(split, strength, rng) for ask, split, strength in wanted]  # type: ignore[arg-type]
-    asked = [(found | found_pair)[ask.name] for ask in asks]
+    asked = [candidates[ask.name] for ask in asks]
     results, made = edited(source, footage, [Task(0, prompt, None, number) for prompt in prompts], asked)
     ceilings = {ask.name: clip for ask, clip in zip(asks, made, strict=True)}
     amounts = {
@@ -127,12 +127,12 @@ def edit_scene(work: Work) -> list[dict[str, Any]]:
         for (ask, split, strength), result in zip(wanted, results, strict=True)
         if split == "seen"
     }
+    measured = len(asks) * len(SPLITS)  # those of plain strength come first
+    errors = mse_of_all(results[:measured], list(candidates.values())).tolist()
     records = []
-    for (ask, split, strength), prompt, result in zip(wanted, prompts, results, strict=True):
-        if strength != "plain":
-            continue
-        candidates = found | found_pair if ask.pair else found
-        figures = looks.measure(ask, candidates, result, ceilings[ask.name])
+    for (ask, split, _), prompt, result, row in zip(wanted, prompts, results, errors, strict=False):
+        known = candidates if ask.pair else found  # the pair comes last
+        figures = looks.measure(ask, known, result, ceilings[ask.name], row[: len(known)])
         if split == "seen" and (ask.name, "strong") in amounts:
             slight, plain, strong = (amounts[ask.name, name] for name in ("slight", "plain", "strong"))
             figures["ordered"] = [slight < plain, plain < strong, slight < strong]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kiwi_cli.bench.tiny import quality
-from kiwi_cli.bench.tiny.quality import Case, Mean, make_case, measure, summarise
+from kiwi_cli.bench.tiny.quality import Case, Mean, make_case, measure, mse, mse_of_all, summarise
 from kiwi_cli.synth.edits import LOCAL, STYLES
 from kiwi_cli.synth.wordings import KINDS, SPLITS, WORDINGS, fill, written
 
@@ -177,3 +177,11 @@ def test_the_table_says_what_is_not_met() -> None:
     assert "| night | seen | 2 | 50 ± 35 |" in table and "nearest to the right truth 50 %, not 90 %" in table
     plain = json.loads(json.dumps(quality.as_json(rows)))
     assert plain["passing"] == [] and plain["rows"][0]["figures"]["right"]["mean"] == 0.5
+
+
+def test_errors_of_many_clips_at_once_are_those_of_each() -> None:
+    rng = np.random.default_rng(0)
+    clips = list(rng.integers(0, 256, (3, 5, 24, 40, 3), np.uint8))
+    others = [*clips[:2], np.clip(clips[0], 3, 255).astype(np.uint8)]
+    expected = [[mse(clip, other) for other in others] for clip in clips]
+    assert mse_of_all(clips, others) == pytest.approx(np.array(expected), rel=1e-5, abs=1e-7)

@@ -8,14 +8,14 @@ truth is the ceiling, as in `quality.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from kiwi_cli.bench.tiny.quality import SOURCE, mean_of, mse, psnr
+from kiwi_cli.bench.tiny.quality import SOURCE, mean_of, mse_of_all, psnr
 from kiwi_cli.synth.edits import PAIRS, STYLE_OF, is_held_out
 from kiwi_cli.synth.looks import AMOUNTS, LOOKS, TINTS, Strength, one_after_another, tint
 from kiwi_cli.synth.phrases_looks import ADJECTIVES, STRENGTHS
@@ -87,18 +87,25 @@ def amount_of(ask: Ask, scene: Scene, result: np.ndarray) -> float:
     return float(((result.astype(np.float32) - source) * way).sum() / max(1e-6, float((way * way).sum())))
 
 
-def measure(ask: Ask, found: Mapping[str, np.ndarray], result: np.ndarray, ceiling: np.ndarray) -> dict[str, Any]:
+def measure(
+    ask: Ask,
+    found: Mapping[str, np.ndarray],
+    result: np.ndarray,
+    ceiling: np.ndarray,
+    errors: Sequence[float] | None = None,
+) -> dict[str, Any]:
     """The figures of one edit of plain strength.
 
     Args:
         found: the scene's `truths`. result, ceiling: the edit, and the truth through the autoencoder.
+        errors: of the result against each of `found`, where they are known (`mse_of_all`).
 
     Returns:
         `nearest`, `right`; `result_db`, `ceiling_db` and `source_db` against the truth, `gap_db` between the first two;
         `chroma`, the result's mean distance from grey in levels.
     """
-    errors = {name: mse(result, clip) for name, clip in found.items()}
-    nearest = min(errors, key=lambda name: errors[name])
+    known = dict(zip(found, mse_of_all([result], list(found.values()))[0] if errors is None else errors, strict=True))
+    nearest = min(known, key=lambda name: known[name])
     truth = found[ask.name]
     result_db, ceiling_db = psnr(result, truth), psnr(ceiling, truth)
     grey = result.astype(np.float32).mean(axis=-1, keepdims=True)

@@ -7,7 +7,7 @@ fixed gain over the source. Nearest truth alone proves nothing, formless colour 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,20 @@ def mse(first: np.ndarray, second: np.ndarray, where: np.ndarray | None = None) 
     if where is not None:
         first, second = first[where], second[where]
     return float(np.square(first.astype(np.float32) - second.astype(np.float32)).mean(dtype=np.float64)) / 255.0**2
+
+
+def mse_of_all(clips: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> np.ndarray:
+    """`mse` of each of n clips with each of m others, all of one shape: (n, m) fp64, as one product of matrices."""
+    total = np.zeros((len(clips), len(others)))
+    for number in range(len(clips[0])):  # of a frame each, so that sums in fp32 are short
+        first, second = (_rows([clip[number] for clip in group]) for group in (clips, others))
+        squares = [np.einsum("ij,ij->i", rows, rows, dtype=np.float64) for rows in (first, second)]
+        total += squares[0][:, None] + squares[1] - 2.0 * (first @ second.T)
+    return np.maximum(0.0, total / clips[0].size)
+
+
+def _rows(frames: Sequence[np.ndarray]) -> np.ndarray:
+    return np.stack([frame.reshape(-1) for frame in frames]).astype(np.float32) / 255.0 - 0.5
 
 
 def psnr(first: np.ndarray, second: np.ndarray, where: np.ndarray | None = None) -> float:

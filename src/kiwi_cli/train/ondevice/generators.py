@@ -37,8 +37,8 @@ TEXT = 30
 PLAIN = {
     "black-and-white": 1.4,
     "sepia": 1.0,
-    "night": 0.7,
-    "snow": 0.7,
+    "night": 1.3,
+    "snow": 1.3,
     "negative": 1.0,
     "pencil": 1.2,
     "posterise": 1.2,
@@ -48,9 +48,21 @@ PLAIN = {
     "add": 2.0,
 }
 """Kinds without a reference picture, and how often each is drawn."""
-TINT, TWO_LOOKS = 3.0, 3.0
-LOOKS = {**dict.fromkeys(LOOK_WORDINGS, 1.0), "tint": TINT, "two-looks": TWO_LOOKS}
-"""Looks: a tint has eight colours to be learnt, two looks have many pairs."""
+SLOW = {
+    "more-contrast": 2.0,
+    "more-colour": 2.0,
+    "warmer": 2.0,
+    "moonlight": 1.6,
+    "less-colour": 1.4,
+    "brighter": 1.4,
+    "low-key": 1.4,
+    "tint": 5.0,
+    "two-looks": 4.0,
+}
+"""Looks that a model was slow to tell from their neighbours, a tint, which has eight colours, and two looks, which have
+many pairs."""
+LOOKS = {**dict.fromkeys(LOOK_WORDINGS, 1.0), **SLOW}
+"""Looks, and how often each is drawn."""
 ON_ANYTHING = {**{kind: PLAIN[kind] for kind in STYLES}, **LOOKS}
 """Kinds of scenes without things."""
 WITH_REFERENCE = {"reference-background": 1.0, "reference-subject": 1.6}

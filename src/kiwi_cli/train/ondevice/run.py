@@ -40,7 +40,7 @@ from kiwi_cli.train.sampler import Interleaving
 JUMP, JUDGED = 3.0, 5
 """A loss that is that many times the least one so far is as bad as none, both as means of so many steps at least:
 forms of batches differ."""
-FIRST_SCENES = 12
+FIRST_SCENES = 24
 """Of each bank before the first step: a few scenes alone would be learnt by heart, and unlearnt after."""
 
 
