@@ -94,6 +94,7 @@ def test_a_stopped_run_goes_on_to_parts_that_edit(tmp_path: Path) -> None:
     assert read_settings(folder).understands == {kind: tuple(texts) for kind, texts in seen_wordings().items()}
     index = json.loads((folder / "model_index.json").read_text())
     assert index["working"]["frames"] == 17 and index["offers"] == []
+    assert index["detail"] == {"steady": True, "trust": 1.0}  # as the model had it that it began from
 
 
 def test_parts_never_lead_out_of_their_folder(tmp_path: Path) -> None:

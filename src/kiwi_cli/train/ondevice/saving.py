@@ -42,7 +42,7 @@ def export(run: OnDeviceRun, learner: Learner) -> None:
             ref_embedder=model.ref_embedder,
             tokenizer=model.tokenizer,
             qwen_config=read_json(settings.start / "processor/qwen_config.json"),
-            extra={"working": working, "offers": []},
+            extra={"working": working, "offers": []} | {key: index[key] for key in ("detail",) if key in index},
             shift=model.shift,
         )
         write_json(folder / UNDERSTANDS, seen_wordings())
