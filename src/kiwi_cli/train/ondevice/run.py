@@ -177,10 +177,14 @@ def _train_model(run: OnDeviceRun) -> None:
 
     if settings.record and on_cuda:
         learner.record = Record(run.random, lambda why: _unrecorded(run, learner, why))
+
+    def take(chunk: Chunk) -> None:
+        run.banks[chunk.spec.name].add(upload(chunk, run.device), run.coder)
+
     _loop(
         run,
         learner,
-        lambda chunk: run.banks[chunk.spec.name].add(upload(chunk, run.device), run.coder),
+        take,
         loss,
         lambda: all(bank.scenes >= min(FIRST_SCENES, bank.capacity) for bank in run.banks.values()),
         warm_up=0.03,
@@ -191,6 +195,8 @@ def _train_model(run: OnDeviceRun) -> None:
     run.log(banks=[figures.banked(bank) for bank in run.banks.values()])
     run.progress.stage = DONE
     export(run, learner)
+    while any(len(run.held_clips.get(name, ())) < count for name, count in run.recipe.held_out.items()):
+        _take(run, take, wait=1.0)  # of a run that goes on when its steps are done, none is here yet
     with torch.compiler.set_stance("force_eager"):  # shapes of a few edits are not worth a compiler's minute each
         _figures(run, learner, objective if on_cuda else Objective(run.model, run.device, torch.float32))
     write_state(run, learner)
