@@ -24,8 +24,8 @@ from kiwi_cli.errors import CheckpointError
 from kiwi_cli.synth.wordings import seen_wordings
 from kiwi_cli.train.model import KiwiTrainModel
 from kiwi_cli.train.ondevice import parts
+from kiwi_cli.train.ondevice.bf16 import Bf16
 from kiwi_cli.train.ondevice.generators import Spec
-from kiwi_cli.train.ondevice.narrow import Bf16
 from kiwi_cli.train.ondevice.objective import Objective
 from kiwi_cli.train.ondevice.recipe import Ask, Recipe
 from kiwi_cli.train.ondevice.run import train

@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kiwi_cli.train.model import KiwiTrainModel
 from kiwi_cli.train.ondevice import autoencoder
+from kiwi_cli.train.ondevice.bf16 import Narrow
 from kiwi_cli.train.ondevice.guide import Guide
 from kiwi_cli.train.ondevice.learner import Learner
-from kiwi_cli.train.ondevice.narrow import Narrow
 from kiwi_cli.train.ondevice.objective import Objective
 
 from .test_ondevice import CPU, encoder, form, tiny

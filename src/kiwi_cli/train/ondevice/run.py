@@ -25,10 +25,10 @@ from kiwi_cli.errors import EXIT_INTERRUPTED
 from kiwi_cli.train.muon import is_hidden_matrix
 from kiwi_cli.train.ondevice import autoencoder, figures
 from kiwi_cli.train.ondevice.bank import Bank, upload
+from kiwi_cli.train.ondevice.bf16 import Bf16
 from kiwi_cli.train.ondevice.generators import Chunk, Generators
 from kiwi_cli.train.ondevice.guide import Guide
 from kiwi_cli.train.ondevice.learner import Learner, cosine
-from kiwi_cli.train.ondevice.narrow import Bf16
 from kiwi_cli.train.ondevice.objective import Form, Objective
 from kiwi_cli.train.ondevice.recipe import HELD_OUT_SEED, Ask
 from kiwi_cli.train.ondevice.record import Record
