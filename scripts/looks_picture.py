@@ -1,6 +1,8 @@
 """A picture of everything that a model offers: one frame of a clip, edited by the command itself, side by side.
 
-python scripts/looks_picture.py examples/bunny.mp4 --model tiny --at 60 --out docs/tiny/looks.jpg
+    python scripts/looks_picture.py examples/bunny.mp4 --model tiny --at 60 --out docs/tiny/looks.jpg
+
+Pictures of a reference are left out. Stops with the command's own words where an edit fails.
 """
 
 from __future__ import annotations

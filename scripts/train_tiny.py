@@ -250,10 +250,22 @@ def in_minutes(args: argparse.Namespace) -> int:
         say=lambda line: print(line, flush=True),
     )
     try:
+        if args.compile:
+            check_compiled(args.device)
         return train(settings)
     except KiwiError as error:
         print(f"error: {error.message}\n\nhint: {error.hint}", file=sys.stderr)
         return error.exit_code
+
+
+def check_compiled(device: str) -> None:
+    """That `--compile` can do something. (What is imported here needs PyAV, and nothing else in a run does.)"""
+    from kiwi_cli.editing.checks import check_compiler
+    from kiwi_cli.errors import UsageError
+
+    if device != "cpu":
+        raise UsageError("--compile is for --device cpu", "leave it out: a GPU replays its steps as graphs")
+    check_compiler(device)
 
 
 def _workers() -> int:

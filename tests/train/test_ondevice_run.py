@@ -145,7 +145,7 @@ def test_compiled_layers_have_the_loss_and_gradients_of_plain_ones(
         trained = [value.requires_grad_(True) for name, value in model.named_parameters() if "blocks.5.ffn" in name]
         objective = Objective(model, CPU, torch.bfloat16 if compiled else torch.float32)
         step = partial(objective.loss, asked, torch.Generator().manual_seed(1))
-        loss = Bf16(model, CPU, compiled=True).call(step) if compiled else step()
+        loss = Bf16(model, CPU).call(step) if compiled else step()
         loss.backward()
         gradients = [value.grad for value in trained if value.grad is not None]
         found.append((float(loss), torch.cat([gradient.flatten() for gradient in gradients])))

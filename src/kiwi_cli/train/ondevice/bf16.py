@@ -1,7 +1,8 @@
-"""The weights of a model's products in autocast's precision, all cast together.
+"""A training step in bf16: on CUDA with the weights of its products cast together, on a CPU compiled.
 
 Autocast casts each weight on its own, and each gradient back: some 300 launches of a step that computes a few hundred
-products. Here it is a handful, and the numbers are the same.
+products. On CUDA it is a handful, and the numbers are the same. On a CPU launches cost little, and the passes between
+the products take the time; there the layers are compiled.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ Result = TypeVar("Result")
 
 
 class Bf16:
-    """Carries out work of a `KiwiTrainModel` under autocast to bf16: on CUDA with its weights cast together.
+    """Carries out work of a `KiwiTrainModel` under autocast to bf16.
+
+    On a CPU the layers of the transformer and of the language model become C++, once for each shape; the compiler's
+    results stay in torch's cache on the disk.
 
     Args:
         model: its parameters must be trained by now.
-        compiled: on a CPU, the layers of the transformer and of the language model become C++ once for each shape; the
-            compiler's results stay in torch's cache on the disk.
     """
 
-    def __init__(self, model: KiwiTrainModel, device: torch.device, compiled: bool) -> None:
+    def __init__(self, model: KiwiTrainModel, device: torch.device) -> None:
         self._device = device.type
         self._narrow = Narrow(model, torch.bfloat16) if self._device == "cuda" else None
-        if compiled and self._device == "cpu":
-            torch._dynamo.config.recompile_limit = SHAPES
+        if self._narrow is None:
             for layer in (*model.transformer.blocks, *model.mllm_encoder.qwen.language_model.layers):
                 layer.compile(dynamic=False)
 
@@ -47,7 +48,7 @@ class Bf16:
             if self._narrow is not None:
                 return self._narrow.call(work)
             # The fused attention of a CPU takes twice as long backwards as the plain products, at a hundred tokens.
-            with sdpa_kernel(SDPBackend.MATH):
+            with sdpa_kernel(SDPBackend.MATH), torch._dynamo.config.patch(recompile_limit=SHAPES):
                 return work()
 
 

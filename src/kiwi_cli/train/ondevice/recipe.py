@@ -87,7 +87,7 @@ COLOURIST = Recipe(
         Spec("wide", 144, 80, 5, scenes=6, edits=6, looks=True),
         Spec("wide-natural", 144, 80, 5, scenes=6, edits=6, references=0, natural=True),
     ),
-    capacity={"clip": 64_000, "natural": 64_000, "wide": 16_000, "wide-natural": 24_000},
+    capacity={"clip": 64_000, "natural": 64_000, "wide": 16_000, "wide-natural": 24_000},  # some 9 GB
     for_the_vae={"clip": 40.0, "natural": 40.0, "wide": 10.0, "wide-natural": 10.0},
     for_the_model={"clip": 35.0, "natural": 35.0, "wide": 10.0, "wide-natural": 20.0},
     asked=(

@@ -162,7 +162,7 @@ def _train_model(run: OnDeviceRun) -> None:
     compiled = settings.compiled and not on_cuda
     learner = Learner(trained, settings.lr, decay=settings.ema, is_hidden=_hidden, grouped=on_cuda or compiled)
     restore(learner, run)
-    in_bf16 = Bf16(run.model, run.device, settings.compiled) if on_cuda or compiled else None
+    in_bf16 = Bf16(run.model, run.device) if on_cuda or compiled else None
     share = run.recipe.visible
     visible = (Visible.of(run.vae, run.device), share) if share else None
     dtype = torch.float32 if in_bf16 is None else torch.bfloat16

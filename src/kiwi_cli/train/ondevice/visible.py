@@ -1,9 +1,9 @@
 """How much an error in the latents shows in the pictures: what a small model's loss is measured with.
 
-The channels of latents are normalised, so the plain loss asks as much of each. But what shows of them differs a
-hundredfold: of the embedded autoencoder half of the directions have a fiftieth of the pictures' energy, and an error
-that is the same all over a frame, as of its colour, shows three times as much as one that differs from place to place.
-A model that has to learn looks in hours spends most of them on what nobody sees, unless it is told.
+The channels of latents are normalised, so the plain loss asks as much of each. But directions differ a thousandfold in
+what shows of them: 16 of the embedded autoencoder's 48 have a fiftieth of the pictures' energy. And an error that is
+the same all over a frame, as of its colour, shows in three directions for the most part, in the first of them 3.6 times
+as much as one that differs from place to place. A model that has to learn looks in hours must be told.
 """
 
 from __future__ import annotations
