@@ -3,11 +3,12 @@
     python benchmarks/tiny_looks.py MODEL --out results/looks
     python benchmarks/tiny_looks.py MODEL --out results/looks --count 24 --clips bunny.mp4 street.mp4
 
-Held-out scenes, drawn and nearer to filmed ones, and crops of the clips that are given, 5 frames each, get every look
-in seen and held-out wordings, the first of them in three strengths, and two looks that no training clip has together
-(kiwi_cli/bench/tiny/looks.py says what is right). Scenes are edited at their own size and judged as the model gives
-them. Crops are four times as large as the model works and judged as a person gets them: with the source's detail,
-against the look of the crop at full size. The ceiling is the truth through the autoencoder, enlarged.
+Held-out scenes, drawn and nearer to filmed ones, and crops of the clips that are given, a few frames each, get every
+look in seen and held-out wordings, the first of them in three strengths, and two looks that no training clip has
+together (kiwi_cli/bench/tiny/looks.py says what is right). All are four times as large as the model works, and judged
+as a person gets them: with the source's detail, against the look of the source at full size. `--times 1` judges scenes
+as the model gives them. The ceiling is the truth through the autoencoder, enlarged; how near the truth comes with the
+same detail is in a column beside it.
 In the folder: `looks.jsonl` (every edit's figures), `table.md`, `passing.json`, and the sheets.
 """
 
@@ -37,9 +38,7 @@ from kiwi_cli.video.resize import scale
 from kiwi_cli.weights.hub import locate
 from kiwi_cli.weights.settings import read_settings
 
-FRAMES = 5
 WORKED_AT = Size(144, 80)  # crops, by the embedded model
-FULL = Size(576, 320)  # of a crop
 STRENGTHS = ("slight", "strong")
 SHEET_SCENES = 6
 Work = tuple[str, int]  # footage and number
@@ -61,21 +60,21 @@ def start_worker(run: dict[str, Any]) -> None:
     _editor = BatchEditor(KiwiPipeline.from_pretrained(run["folder"], device="cpu", dtype="float32"), run["steps"])
 
 
-def crops(path: str, count: int) -> list[np.ndarray]:
-    """Parts of a clip at several moments and places, (FRAMES, H, W, 3) uint8 each, of the size of `FULL`."""
+def crops(path: str, count: int, frames: int, full: Size) -> list[np.ndarray]:
+    """Parts of a clip at several moments and places, (frames, H, W, 3) uint8 each, of the size `full`."""
     import av
 
     with av.open(path) as container:
-        frames = [frame.to_image() for frame in container.decode(video=0)]
-    rng = np.random.default_rng(len(frames))
+        clip = [frame.to_image() for frame in container.decode(video=0)]
+    rng = np.random.default_rng(len(clip))
     found = []
     for number in range(count):
-        first = round((len(frames) - FRAMES) * number / max(1, count - 1))
-        wide, high = frames[0].size
-        side = min(wide / FULL.width, high / FULL.height) * rng.uniform(0.6, 1.0)
-        left, top = rng.uniform(0, wide - side * FULL.width), rng.uniform(0, high - side * FULL.height)
-        box = (left, top, left + side * FULL.width, top + side * FULL.height)
-        cut = [frame.resize(FULL, Image.Resampling.BICUBIC, box) for frame in frames[first : first + FRAMES]]
+        first = round((len(clip) - frames) * number / max(1, count - 1))
+        wide, high = clip[0].size
+        side = min(wide / full.width, high / full.height) * rng.uniform(0.6, 1.0)
+        left, top = rng.uniform(0, wide - side * full.width), rng.uniform(0, high - side * full.height)
+        box = (left, top, left + side * full.width, top + side * full.height)
+        cut = [frame.resize(full, Image.Resampling.BICUBIC, box) for frame in clip[first : first + frames]]
         found.append(np.stack([np.asarray(frame) for frame in cut]))
     return found
 
@@ -83,25 +82,30 @@ def crops(path: str, count: int) -> list[np.ndarray]:
 def scene(work: Work) -> Scene:
     footage, number = work
     if footage == "filmed":
-        with np.load(_run["filmed"]) as clips:
-            return scene_of(clips["clips"][number].astype(np.float32) / 255.0, "filmed", True)
+        clips = np.load(_run["filmed"], mmap_mode="r")
+        return scene_of(clips[number].astype(np.float32) / 255.0, "filmed", True)
     made = make_scene if footage == "drawn" else natural_scene
-    return made(FIRST_SEED + number, *_run["size"], FRAMES, held_out=True)
+    wide, high = (side * _run["times"] for side in _run["size"])
+    return made(FIRST_SEED + number, wide, high, _run["frames"], held_out=True)
 
 
-def edited(source: Scene, footage: str, tasks: list[Any], looked: list[np.ndarray]) -> tuple[list[Any], list[Any]]:
-    """Results of the tasks, and what can be had of the truths `looked`: at the source's size, both."""
-    if footage != "filmed":
-        return _editor([source.source], tasks), _editor.reconstruct(looked)
-    shrunk = [np.stack([scale(frame, WORKED_AT) for frame in clip]) for clip in (source.source, *looked)]
-    trip, *ceilings = _editor.reconstruct(shrunk)
+def edited(source: np.ndarray, tasks: list[Any], looked: list[np.ndarray]) -> tuple[list[Any], list[Any], list[Any]]:
+    """Results of the tasks; of the truths `looked` what the autoencoder gives back, enlarged, and with the detail."""
+    times = _run["times"]
+    if times == 1:
+        made = _editor.reconstruct(looked)
+        return _editor([source], tasks), made, made
+    high, wide = source.shape[1:3]
+    worked_at, full = Size(wide // times, high // times), Size(wide, high)
+    small, *truths = [np.stack([scale(frame, worked_at) for frame in clip]) for clip in (source, *looked)]
+    trip, *made = _editor.reconstruct([small, *truths])
     settings = DetailSettings(**_run["detail"])
 
-    def at_full_size(clip: np.ndarray) -> np.ndarray:
-        return np.stack(list(transfer(zip(clip, trip, source.source, strict=True), settings)))
+    def with_detail(clips: list[np.ndarray]) -> list[np.ndarray]:
+        return [np.stack(list(transfer(zip(clip, trip, source, strict=True), settings))) for clip in clips]
 
-    enlarged = [np.stack([scale(frame, FULL) for frame in clip]) for clip in ceilings]
-    return [at_full_size(clip) for clip in _editor(shrunk[:1], tasks)], enlarged
+    enlarged = [np.stack([scale(frame, full) for frame in clip]) for clip in made]
+    return with_detail(_editor([small], tasks)), enlarged, with_detail(made)
 
 
 def edit_scene(work: Work) -> list[dict[str, Any]]:
@@ -120,8 +124,8 @@ def edit_scene(work: Work) -> list[dict[str, Any]]:
     wanted += [(ask, "seen", strength) for ask in ordered for strength in STRENGTHS]
     prompts = [ask.prompt(split, strength, rng) for ask, split, strength in wanted]  # type: ignore[arg-type]
     asked = [candidates[ask.name] for ask in asks]
-    results, made = edited(source, footage, [Task(0, prompt, None, number) for prompt in prompts], asked)
-    ceilings = {ask.name: clip for ask, clip in zip(asks, made, strict=True)}
+    results, *made = edited(source.source, [Task(0, prompt, None, number) for prompt in prompts], asked)
+    ceilings = {ask.name: clips for ask, *clips in zip(asks, *made, strict=True)}
     amounts = {
         (ask.name, strength): looks.amount_of(ask, source, result)
         for (ask, split, strength), result in zip(wanted, results, strict=True)
@@ -132,7 +136,7 @@ def edit_scene(work: Work) -> list[dict[str, Any]]:
     records = []
     for (ask, split, _), prompt, result, row in zip(wanted, prompts, results, errors, strict=False):
         known = candidates if ask.pair else found  # the pair comes last
-        figures = looks.measure(ask, known, result, ceilings[ask.name], row[: len(known)])
+        figures = looks.measure(ask, known, result, *ceilings[ask.name], row[: len(known)])
         if split == "seen" and (ask.name, "strong") in amounts:
             slight, plain, strong = (amounts[ask.name, name] for name in ("slight", "plain", "strong"))
             figures["ordered"] = [slight < plain, plain < strong, slight < strong]
@@ -163,8 +167,9 @@ def draw_sheets(todo: list[Work], records: list[dict[str, Any]]) -> Iterator[Pat
                     "result": np.asarray(Image.open(frame_path(footage, work[1], ask.name))),
                     "truth": found[ask.name][-1],
                 }
-                if footage == "filmed":
-                    pictures = {name: scale(picture, WORKED_AT) for name, picture in pictures.items()}
+                high, wide = source.source.shape[1:3]
+                size = Size(wide // _run["times"], high // _run["times"])
+                pictures = {name: scale(picture, size) for name, picture in pictures.items()}
                 column = sheets.Column(prompts[footage, work[1], ask.name], pictures)
                 content.setdefault(ask.name, []).append(column)
         path = Path(_run["out"]) / f"sheet-{footage}"
@@ -180,7 +185,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--strengths", type=int, default=30, help="scenes of each sort that are asked for in strengths")
     parser.add_argument("--clips", nargs="*", default=[], help="filmed or rendered clips")
     parser.add_argument("--crops", type=int, default=20, help="of each clip")
-    parser.add_argument("--size", default="64x64")
+    parser.add_argument("--size", default="64x64", help="at which scenes are edited; crops are at 144x80")
+    parser.add_argument("--times", type=int, default=4, help="how much larger clips are than the model works")
+    parser.add_argument("--frames", type=int, default=5, help="of each clip")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
@@ -191,14 +198,16 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     (args.out / "frames").mkdir(parents=True, exist_ok=True)
-    filmed = [clip for path in args.clips for clip in crops(path, args.crops)]
-    np.savez(args.out / "filmed.npz", clips=np.stack(filmed) if filmed else np.empty(0))
+    full = Size(WORKED_AT.width * args.times, WORKED_AT.height * args.times)
+    filmed = [clip for path in args.clips for clip in crops(path, args.crops, args.frames, full)]
+    np.save(args.out / "filmed.npy", np.stack(filmed) if filmed else np.empty(0))
     folder = locate(args.model)
     settings = read_settings(folder)
     run: dict[str, Any] = {"folder": str(folder), "out": str(args.out), "size": args.size, "steps": args.steps}
+    run |= {"times": args.times, "frames": args.frames}
     trust = settings.trust or DetailSettings().trust
     run |= {"strengths": args.strengths, "detail": {"steady": settings.steady, "trust": trust}}
-    run["filmed"] = str(args.out / "filmed.npz")
+    run["filmed"] = str(args.out / "filmed.npy")
     _run.update(run)
     counts = {"drawn": args.count, "natural": args.natural}
     todo: list[Work] = [(footage, number) for footage, count in counts.items() for number in range(count)]
