@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,7 @@ def in_minutes(args: argparse.Namespace) -> int:
     """From `--from`, or from nothing, to exported parts in `--out`."""
     began = time.monotonic()
     from kiwi_cli.errors import KiwiError
+    from kiwi_cli.synth.photographs import installed
     from kiwi_cli.train.ondevice.recipe import RECIPES
     from kiwi_cli.train.ondevice.run import train
     from kiwi_cli.train.ondevice.session import Settings
@@ -252,7 +254,8 @@ def in_minutes(args: argparse.Namespace) -> int:
     try:
         if args.compile:
             check_compiled(args.device)
-        return train(settings)
+        photographs = tuple(str(path) for path in installed()) if args.photographs else ()
+        return train(replace(settings, photographs=photographs))
     except KiwiError as error:
         print(f"error: {error.message}\n\nhint: {error.hint}", file=sys.stderr)
         return error.exit_code
@@ -297,6 +300,7 @@ def main() -> int:
     minutes.add_argument("--workers", type=int, help="processes that draw scenes (all cores but two)")
     minutes.add_argument("--max-steps", dest="steps_of_each", type=int, help="of each stage, for trials")
     minutes.add_argument("--recipe", choices=["whole", "colourist"], default="whole", help="what is drawn and asked")
+    minutes.add_argument("--photographs", action="store_true", help="those of installed packages are drawn from too")
     minutes.add_argument("--no-record", action="store_true", help="hand over every kernel, no CUDA graphs")
     minutes.add_argument("--draws", type=int, default=2, help="timesteps of a row in a step (2)")
     minutes.add_argument("--compile", action="store_true", help="on a CPU with AMX: 4 times as fast")

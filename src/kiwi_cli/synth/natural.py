@@ -2,15 +2,18 @@
 
 The dead leaves model: patches fall on each other, their sizes by a power law, which gives the edges and the scale
 invariance of photographs; within each lies noise of a 1/f spectrum. Colours are drawn from those of skies, leaves,
-earth, skin, stone and walls, seldom strong ones. Only for looks and styles: nothing in such a scene has a name.
+earth, skin, stone and walls, seldom strong ones. Or the camera moves over a part of a photograph, where some are given.
+Only for looks and styles: nothing in such a scene has a name.
 """
 
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 
 import numpy as np
 
+from kiwi_cli.synth import photographs as photos
 from kiwi_cli.synth.scenes import Scene, scene_of
 
 # Hue from and to, saturation, brightness, and how often.
@@ -25,16 +28,27 @@ _MATTER = (
 _HELD_OUT_HUES = ((0.44, 0.5), (0.78, 0.86))  # of paint and cloth, for held-out scenes alone
 
 
-def natural_scene(seed: int, width: int, height: int, frames: int, held_out: bool = False) -> Scene:
+PHOTOGRAPHED = 0.4
+"""Share of training scenes whose ground is a part of a photograph, where some are given."""
+
+
+def natural_scene(
+    seed: int, width: int, height: int, frames: int, held_out: bool = False, photographs: Sequence[np.ndarray] = ()
+) -> Scene:
     """The scene of a seed: a clip without things, (F, H, W, 3) fp32 in 0..1 as its `picture`.
 
     Args:
         seed: any whole number from 0; training and held-out scenes of one seed differ.
         width, height: pixels. frames: 1 or more.
+        photographs: (H, W, 3) uint8 each, for training scenes; held-out ones are all made up.
     """
     rng = np.random.default_rng([seed, int(held_out), 77])
     margin = max(4, min(width, height) // 6)
-    canvas = _canvas(rng, width + 2 * margin, height + 2 * margin, held_out)
+    wide, high = width + 2 * margin, height + 2 * margin
+    if photographs and not held_out and rng.random() < PHOTOGRAPHED:
+        canvas = photos.part(rng, photographs, wide, high)
+    else:
+        canvas = _canvas(rng, wide, high, held_out)
     picture = _filmed(rng, canvas, width, height, frames, margin)
     return scene_of(picture, "natural", held_out)
 

@@ -27,8 +27,9 @@ from kiwi_cli.errors import KiwiError
 from kiwi_cli.model.vision_sizes import IMAGE_MULTIPLE, PixelBounds, frame_sizes, smart_size
 from kiwi_cli.synth.edits import LOCAL, STYLES, make_edit
 from kiwi_cli.synth.natural import natural_scene
+from kiwi_cli.synth.photographs import read
 from kiwi_cli.synth.phrases_looks import LOOK_WORDINGS
-from kiwi_cli.synth.scenes import make_scene
+from kiwi_cli.synth.scenes import Scene, make_scene
 from kiwi_cli.synth.wordings import EVERY_KIND, wording
 
 TEXT = 30
@@ -49,14 +50,16 @@ PLAIN = {
 }
 """Kinds without a reference picture, and how often each is drawn."""
 SLOW = {
-    "more-contrast": 2.0,
-    "more-colour": 2.0,
-    "warmer": 2.0,
-    "moonlight": 1.6,
-    "less-colour": 1.4,
-    "brighter": 1.4,
-    "low-key": 1.4,
-    "tint": 5.0,
+    "more-contrast": 4.0,
+    "more-colour": 4.0,
+    "warmer": 4.0,
+    "moonlight": 2.5,
+    "less-colour": 2.5,
+    "brighter": 2.5,
+    "pastel": 2.0,
+    "low-key": 2.0,
+    "cooler": 1.5,
+    "tint": 6.0,
     "two-looks": 4.0,
 }
 """Looks that a model was slow to tell from their neighbours, a tint, which has eight colours, and two looks, which have
@@ -105,6 +108,7 @@ class Tools:
         tokenizer: its `tokenizer.json`. suffix: what a prompt with a reference adds to the instruction.
         bounds: on what the language model is shown.
         reduction, frames_per_latent: of the autoencoder.
+        photographs: files that natural scenes are made of too.
     """
 
     tokenizer: str
@@ -112,6 +116,7 @@ class Tools:
     bounds: PixelBounds
     reduction: int
     frames_per_latent: int
+    photographs: tuple[str, ...] = ()
 
     def seen_size(self, spec: Spec) -> tuple[int, int]:
         """(width, height) of a frame as the language model sees it."""
@@ -169,13 +174,13 @@ class Drawer:
 
         self.tools = tools
         self.tokenizer = Tokenizer.from_file(tools.tokenizer)
+        self.photographs = [read(path) for path in tools.photographs]
 
     def fill(self, spec: Spec, seed: int, held_out: bool, chunk: Mapping[str, np.ndarray]) -> None:
         """Scenes `seed`, `seed` + 1 and so on. Held-out ones go through all kinds in turn, all with held-out words."""
         seen, picture = self.tools.seen_size(spec), self.tools.picture_size(spec)
         for place in range(spec.scenes):
-            made = natural_scene if spec.natural else make_scene
-            scene = made(seed + place, spec.width, spec.height, spec.frames, held_out)
+            scene = self.scene(spec, seed + place, held_out)
             rng = np.random.default_rng([seed + place, spec.frames, spec.width, int(held_out)])
             source = scene.source
             chunk["source"][place] = source
@@ -199,6 +204,14 @@ class Drawer:
                     view = shrink_on_white(shown, spec.width, spec.height, float(rng.uniform(*SHRINK)))
                     chunk["reference"][place, number, 0] = np.asarray(view)
                     chunk["picture"][place, number, 0] = _resized(shown, picture)
+
+    def scene(self, spec: Spec, seed: int, held_out: bool) -> Scene:
+        size = (spec.width, spec.height, spec.frames)
+        return (
+            natural_scene(seed, *size, held_out, self.photographs)
+            if spec.natural
+            else make_scene(seed, *size, held_out)
+        )
 
     def coverage(self, mask: np.ndarray) -> np.ndarray:
         """As `Encoder.coverage` for 4k + 1 frames: (F, H, W) to (T, h, w) fp32."""

@@ -57,7 +57,7 @@ def train(settings: Settings) -> int:
     if progress.stage == DONE:
         settings.say(f"'{settings.state}' is of a run that is done: give another --state to begin anew")
         return 0
-    tools = tools_of(settings.start)
+    tools = tools_of(settings.start, settings.photographs)
     chosen = settings.recipe.scaled(settings.scale)
     specs = {spec.name: spec for spec in chosen.specs}
     generators = Generators(tools, specs, settings.workers, dict(chosen.for_the_vae), progress.seed)

@@ -45,6 +45,7 @@ class Settings:
         record: replay steps as CUDA graphs. every: seconds between two states.
         compiled: on a CPU, layers are compiled and products are in bf16: 4 times as fast where it has AMX, after some
             minutes of a C++ compiler.
+        photographs: files that natural scenes are made of too.
         recipe: what is drawn and asked. say: takes the lines of the metrics.
     """
 
@@ -67,6 +68,7 @@ class Settings:
     compiled: bool = False
     seed: int = 0
     every: float = 60.0
+    photographs: tuple[str, ...] = ()
     recipe: Recipe = WHOLE
     say: Callable[[str], None] = lambda line: None
 
@@ -120,13 +122,13 @@ class OnDeviceRun:
         self.settings.say(json.dumps(line))
 
 
-def tools_of(start: Path) -> Tools:
+def tools_of(start: Path, photographs: tuple[str, ...] = ()) -> Tools:
     """What the generators need of a checkpoint."""
     config = read_json(start / "mllm_encoder/config.json")
     keys = ("max_frames", "max_pixels_per_frame", "max_object_token", "min_visual_tokens")
     bounds = PixelBounds(*(config[key] for key in keys))
     factors = ARCHITECTURE["scale_factor_spatial"], ARCHITECTURE["scale_factor_temporal"]
-    return Tools(str(start / "processor/tokenizer.json"), REFERENCE_SUFFIX, bounds, *factors)
+    return Tools(str(start / "processor/tokenizer.json"), REFERENCE_SUFFIX, bounds, *factors, photographs)
 
 
 def open_run(
