@@ -1,12 +1,14 @@
 """Draws the curves of docs/tiny.md from the files that scripts/train_tiny.py wrote.
 
 python benchmarks/tiny_curves.py            # runs/tiny to docs/tiny
+python benchmarks/tiny_curves.py --minutes results/colourist/metrics.jsonl    # of runs in minutes, in their order
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -35,6 +37,24 @@ def draw_vae(lines: list[dict[str, float]]) -> Image.Image:
     return page
 
 
+MEAN_OF = 10  # lines, of a run in minutes, where batches of many forms take turns
+
+
+def draw_minutes(paths: list[Path]) -> Image.Image:
+    """The loss of runs in minutes that went on from each other, each in a colour of its own."""
+    found: dict[str, curves.Points] = {}
+    for number, path in enumerate(paths, 1):
+        read = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
+        lines = [line for line in read if line.get("stage") == "model" and math.isfinite(line.get("loss", math.nan))]
+        points = curves.series(lines, "loss").get("", [])
+        groups = [points[first : first + MEAN_OF] for first in range(0, len(points), MEAN_OF)]
+        found[f"run {number}"] = [(group[-1][0], sum(loss for _, loss in group) / len(group)) for group in groups]
+    page = Image.new("RGB", (curves.WIDTH, curves.PANEL), "white")
+    last = int(max(step for points in found.values() for step, _ in points))
+    curves._panel(ImageDraw.Draw(page), 0, "training loss, means of ten lines", found, last)
+    return page
+
+
 def save(page: Image.Image, path: Path) -> None:
     page.quantize(64).save(path, optimize=True)
     print(f"{path} ({path.stat().st_size // 1000} kB)")
@@ -44,8 +64,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=ROOT / "runs/tiny", help="what train_tiny.py wrote")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/tiny")
+    parser.add_argument("--minutes", type=Path, nargs="+", help="metrics of runs in minutes, for one curve")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.minutes:
+        save(draw_minutes(args.minutes), args.out / "colourist-curve.png")
+        return
     if not args.work.is_dir():
         sys.exit(f"error: '{args.work}' is not there\n\nhint: run scripts/train_tiny.py first")
     vae = args.work / "vae/curve.jsonl"

@@ -23,7 +23,8 @@ from kiwi_cli.train.model import KiwiTrainModel
 from kiwi_cli.train.objective import loss_weights, training_sigmas
 from kiwi_cli.train.ondevice import whole
 from kiwi_cli.train.ondevice.bank import Bank, Coder, upload
-from kiwi_cli.train.ondevice.generators import TEXT, Chunk, Generators, Spec, Tools
+from kiwi_cli.train.ondevice.drawing import TEXT, Spec, Tools
+from kiwi_cli.train.ondevice.generators import Chunk, Generators
 from kiwi_cli.train.ondevice.guide import Guide
 from kiwi_cli.train.ondevice.learner import Learner
 from kiwi_cli.train.ondevice.objective import Form, Objective

@@ -25,7 +25,7 @@ from kiwi_cli.synth.wordings import seen_wordings
 from kiwi_cli.train.model import KiwiTrainModel
 from kiwi_cli.train.ondevice import parts
 from kiwi_cli.train.ondevice.bf16 import Bf16
-from kiwi_cli.train.ondevice.generators import Spec
+from kiwi_cli.train.ondevice.drawing import Spec
 from kiwi_cli.train.ondevice.objective import Objective
 from kiwi_cli.train.ondevice.recipe import Ask, Recipe
 from kiwi_cli.train.ondevice.run import train

@@ -13,7 +13,8 @@ from diffusers import AutoencoderKLWan
 
 from kiwi_cli.model.vae import latent_statistics
 from kiwi_cli.train.ondevice import whole
-from kiwi_cli.train.ondevice.generators import Chunk, Spec, Tools
+from kiwi_cli.train.ondevice.drawing import Spec, Tools
+from kiwi_cli.train.ondevice.generators import Chunk
 from kiwi_cli.train.ondevice.vision import Tower
 
 PIXELS = 128 * 17 * 64 * 64

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from kiwi_cli.train.ondevice.generators import Spec
+from kiwi_cli.train.ondevice.drawing import Spec
 
 
 @dataclass(frozen=True)

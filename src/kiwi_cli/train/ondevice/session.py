@@ -18,7 +18,8 @@ from kiwi_cli.model.vision_sizes import PixelBounds
 from kiwi_cli.train.model import KiwiTrainModel
 from kiwi_cli.train.ondevice import autoencoder
 from kiwi_cli.train.ondevice.bank import Bank, Coder
-from kiwi_cli.train.ondevice.generators import TEXT, Generators, Tools
+from kiwi_cli.train.ondevice.drawing import TEXT, Tools
+from kiwi_cli.train.ondevice.generators import Generators
 from kiwi_cli.train.ondevice.prompts import PromptForm
 from kiwi_cli.train.ondevice.recipe import WHOLE, Ask, Recipe
 from kiwi_cli.train.ondevice.vision import Tower
