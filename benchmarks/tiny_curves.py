@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -41,12 +42,21 @@ MEAN_OF = 10  # lines, of a run in minutes, where batches of many forms take tur
 
 
 def draw_minutes(paths: list[Path]) -> Image.Image:
-    """The loss of runs in minutes that went on from each other, each in a colour of its own."""
+    """The loss of runs in minutes that went on from each other, each in a colour of its own.
+
+    Raises:
+        SystemExit: a file that cannot be read, or has no loss of the model.
+    """
     found: dict[str, curves.Points] = {}
     for number, path in enumerate(paths, 1):
-        read = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
+        try:
+            read = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
+        except (OSError, ValueError) as error:
+            sys.exit(f"error: cannot read '{path}': {error}\n\nhint: --minutes takes a run's metrics.jsonl")
         lines = [line for line in read if line.get("stage") == "model" and math.isfinite(line.get("loss", math.nan))]
         points = curves.series(lines, "loss").get("", [])
+        if not points:
+            sys.exit(f"error: '{path}' has no loss of the model\n\nhint: it had not come to the model; leave it out")
         groups = [points[first : first + MEAN_OF] for first in range(0, len(points), MEAN_OF)]
         found[f"run {number}"] = [(group[-1][0], sum(loss for _, loss in group) / len(group)) for group in groups]
     page = Image.new("RGB", (curves.WIDTH, curves.PANEL), "white")
@@ -60,18 +70,20 @@ def save(page: Image.Image, path: Path) -> None:
     print(f"{path} ({path.stat().st_size // 1000} kB)")
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=ROOT / "runs/tiny", help="what train_tiny.py wrote")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/tiny")
     parser.add_argument("--minutes", type=Path, nargs="+", help="metrics of runs in minutes, for one curve")
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    args = parser.parse_args(given)
     if args.minutes:
-        save(draw_minutes(args.minutes), args.out / "colourist-curve.png")
+        page = draw_minutes(args.minutes)
+        args.out.mkdir(parents=True, exist_ok=True)
+        save(page, args.out / "colourist-curve.png")
         return
     if not args.work.is_dir():
         sys.exit(f"error: '{args.work}' is not there\n\nhint: run scripts/train_tiny.py first")
+    args.out.mkdir(parents=True, exist_ok=True)
     vae = args.work / "vae/curve.jsonl"
     if vae.is_file():
         lines = [json.loads(line) for line in vae.read_text(encoding="utf-8").splitlines()]

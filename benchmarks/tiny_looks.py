@@ -19,7 +19,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,14 @@ from PIL import Image
 
 from kiwi_cli.bench.tiny import looks, sheets
 from kiwi_cli.bench.tiny.quality import FIRST_SEED, mse_of_all
+from kiwi_cli.cli.console import Console
+from kiwi_cli.errors import KiwiError, UsageError
 from kiwi_cli.synth.natural import natural_scene
 from kiwi_cli.synth.scenes import Scene, make_scene, scene_of
 from kiwi_cli.synth.wordings import SPLITS
 from kiwi_cli.video.detail import DetailSettings, transfer
 from kiwi_cli.video.geometry import Size
+from kiwi_cli.video.opening import check_input, open_media, picture_stream
 from kiwi_cli.video.resize import scale
 from kiwi_cli.weights.hub import locate
 from kiwi_cli.weights.settings import read_settings
@@ -60,12 +63,17 @@ def start_worker(run: dict[str, Any]) -> None:
     _editor = BatchEditor(KiwiPipeline.from_pretrained(run["folder"], device="cpu", dtype="float32"), run["steps"])
 
 
-def crops(path: str, count: int, frames: int, full: Size) -> list[np.ndarray]:
-    """Parts of a clip at several moments and places, (frames, H, W, 3) uint8 each, of the size `full`."""
-    import av
+def crops(path: Path, count: int, frames: int, full: Size) -> list[np.ndarray]:
+    """Parts of a clip at several moments and places, (frames, H, W, 3) uint8 each, of the size `full`.
 
-    with av.open(path) as container:
-        clip = [frame.to_image() for frame in container.decode(video=0)]
+    Raises:
+        UsageError, MediaError: a clip that is not there, cannot be read, or is shorter than `frames`.
+    """
+    check_input(path)
+    with open_media(path) as container:
+        clip = [frame.to_image() for frame in container.decode(picture_stream(container, path))]
+    if len(clip) < frames:
+        raise UsageError(f"'{path}' has {len(clip)} frames, not {frames}", "pass a longer clip, or a smaller --frames")
     rng = np.random.default_rng(len(clip))
     found = []
     for number in range(count):
@@ -176,33 +184,57 @@ def draw_sheets(todo: list[Work], records: list[dict[str, Any]]) -> Iterator[Pat
         yield sheets.save(sheets.sheet(content, f"{footage} clips, held-out wordings, last frame"), path)
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a checkpoint's folder, or a model's name")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=100, help="drawn scenes")
     parser.add_argument("--natural", type=int, default=20, help="scenes nearer to filmed ones")
     parser.add_argument("--strengths", type=int, default=30, help="scenes of each sort that are asked for in strengths")
-    parser.add_argument("--clips", nargs="*", default=[], help="filmed or rendered clips")
+    parser.add_argument("--clips", type=Path, nargs="*", default=[], help="filmed or rendered clips")
     parser.add_argument("--crops", type=int, default=20, help="of each clip")
     parser.add_argument("--size", default="64x64", help="at which scenes are edited; crops are at 144x80")
     parser.add_argument("--times", type=int, default=4, help="how much larger clips are than the model works")
     parser.add_argument("--frames", type=int, default=5, help="of each clip")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    args = parser.parse_args()
-    args.size = tuple(int(side) for side in args.size.split("x"))
+    args = parser.parse_args(given)
+    try:
+        width, height = (int(side) for side in args.size.split("x"))
+    except ValueError:
+        parser.error(f"--size is WIDTHxHEIGHT, not '{args.size}'")
+    if width % 16 or height % 16 or min(width, height) < 32:
+        parser.error("--size is in multiples of 16 from 32x32")
+    if args.frames < 5 or args.frames % 4 != 1:
+        parser.error("--frames is 5, 9, 13, ... 4k + 1")
+    if min(args.crops, args.times, args.steps, args.processes) < 1:
+        parser.error("--crops, --times, --steps and --processes are 1 or more")
+    if min(args.count, args.natural, args.strengths) < 0:
+        parser.error("--count, --natural and --strengths are 0 or more")
+    if not (args.count or args.natural or args.clips):
+        parser.error("nothing to edit: --count or --natural is 1 or more, or --clips names one")
+    args.size = (width, height)
     return args
 
 
-def main() -> None:
-    args = arguments()
-    (args.out / "frames").mkdir(parents=True, exist_ok=True)
+def main(given: Sequence[str] | None = None) -> int:
+    args = arguments(given)
+    try:
+        measure(args)
+    except KiwiError as error:
+        Console().error(error.message, error.hint)
+        return error.exit_code
+    return 0
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Edit everything and write what the folder holds."""
+    folder = locate(args.model)  # first: clips take a while to read
+    settings = read_settings(folder)
     full = Size(WORKED_AT.width * args.times, WORKED_AT.height * args.times)
     filmed = [clip for path in args.clips for clip in crops(path, args.crops, args.frames, full)]
+    (args.out / "frames").mkdir(parents=True, exist_ok=True)
     np.save(args.out / "filmed.npy", np.stack(filmed) if filmed else np.empty(0))
-    folder = locate(args.model)
-    settings = read_settings(folder)
     run: dict[str, Any] = {"folder": str(folder), "out": str(args.out), "size": args.size, "steps": args.steps}
     run |= {"times": args.times, "frames": args.frames}
     trust = settings.trust or DetailSettings().trust
@@ -232,4 +264,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,34 +2,51 @@
 
     python scripts/looks_picture.py examples/bunny.mp4 --model tiny --at 60 --out docs/tiny/looks.jpg
 
-Pictures of a reference are left out. Stops with the command's own words where an edit fails.
+Pictures of a reference are left out, and kinds whose every sentence names a thing or a place of the clip ("remove the
+{object}"). Stops with the command's own words where an edit fails.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-import av
 from PIL import Image, ImageDraw, ImageFont
 
 from kiwi_cli.cli import run
+from kiwi_cli.cli.console import Console
+from kiwi_cli.errors import KiwiError, UsageError
+from kiwi_cli.video.opening import check_input, open_media, picture_stream
 from kiwi_cli.weights.hub import locate
-from kiwi_cli.weights.settings import read_settings
+from kiwi_cli.weights.settings import ModelSettings, read_settings
 
 TILE, GAP, LINE = (320, 180), 4, 20
 INK, PAPER = "#30343a", "white"
 
 
 def frame_of(path: Path, number: int) -> Image.Image:
-    """A frame of a clip."""
-    with av.open(str(path)) as container:
-        for at, frame in enumerate(container.decode(video=0)):
+    """A frame of a clip.
+
+    Raises:
+        UsageError, MediaError: a clip that is not there or cannot be read, or has no such frame.
+    """
+    check_input(path)
+    with open_media(path) as container:
+        for at, frame in enumerate(container.decode(picture_stream(container, path))):
             if at == number:
                 return frame.to_image()
-    raise SystemExit(f"'{path}' has no frame {number}")
+    raise UsageError(f"'{path}' has no frame {number}", "pass another --at")
+
+
+def sentences(settings: ModelSettings) -> list[str]:
+    """One for each kind that a model offers, as far as it can be said of any clip."""
+    kinds = [kind for kind in settings.offers if not kind.startswith("reference-")]
+    whole = ([text for text in settings.understands.get(kind, ()) if "{" not in text] for kind in kinds)
+    return [texts[0] for texts in whole if texts]
 
 
 def edited(frame: Image.Image, sentence: str, model: str, folder: Path) -> Image.Image:
@@ -54,24 +71,29 @@ def page(tiles: list[tuple[str, Image.Image]], columns: int) -> Image.Image:
     return whole
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clip", type=Path)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--at", type=int, default=60, help="number of the frame (60)")
     parser.add_argument("--columns", type=int, default=5)
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    settings = read_settings(locate(args.model))
-    frame = frame_of(args.clip, args.at)
+    args = parser.parse_args(given)
+    try:
+        wanted = sentences(read_settings(locate(args.model)))
+        if not wanted:
+            raise UsageError(f"'{args.model}' does not say what it was trained with", "pass --model tiny")
+        frame = frame_of(args.clip, args.at)
+    except KiwiError as error:
+        Console().error(error.message, error.hint)
+        return error.exit_code
     tiles = [("source", frame)]
     with tempfile.TemporaryDirectory() as folder:
-        for kind in settings.offers:
-            if not kind.startswith("reference-"):
-                sentence = settings.understands[kind][0]
-                tiles.append((f'"{sentence}"', edited(frame, sentence, args.model, Path(folder))))
+        for sentence in wanted:
+            tiles.append((f'"{sentence}"', edited(frame, sentence, args.model, Path(folder))))
     page(tiles, args.columns).save(args.out, quality=88)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
