@@ -1,8 +1,9 @@
 """Looks: light, weather and colour as functions of a frame, exact on any footage.
 
-A look takes frames (F, H, W, 3) fp32 in 0..1, sRGB as stored, and an amount from 0, which changes nothing, to 1,
-the most of it; it gives frames of the same form, not clipped. The amounts of the words "slightly", none and
-"strongly" are in `AMOUNTS`. Every pixel's colour follows from its own; three looks darken the corners as well.
+A look takes frames (F, H, W, 3) fp32 in 0..1, sRGB as stored, and an amount from 0, which changes nothing (but for
+`noir`, which is grey at any), to 1, the most of it; it gives frames of the same form, not clipped. The amounts of the
+words "slightly", none and "strongly" are in `AMOUNTS`. Every pixel's colour follows from its own; three looks darken
+the corners as well.
 How a look is drawn is ours: the point is that there is one truth for each, and that no two are the same.
 """
 
@@ -182,7 +183,7 @@ def infrared(frames: np.ndarray, amount: float) -> np.ndarray:
 
 
 def pastel(frames: np.ndarray, amount: float) -> np.ndarray:
-    """Soft: half of it white, the colours as they are, a little pink."""
+    """Pale: black becomes a pinkish light grey, colours are about half as far from grey."""
     return _mixed(frames, 0.36 * _coloured(frames, 1.5) + _rgb(0.64, 0.56, 0.6), amount)
 
 

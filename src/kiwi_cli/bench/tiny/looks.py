@@ -103,13 +103,12 @@ def measure(
 
     Returns:
         `nearest`, `right`; `result_db`, `ceiling_db`, `detailed_db` and `source_db` against the truth, `gap_db` between
-        the first two; `chroma`, the result's mean distance from grey in levels.
+        the first two.
     """
     known = dict(zip(found, mse_of_all([result], list(found.values()))[0] if errors is None else errors, strict=True))
     nearest = min(known, key=lambda name: known[name])
     truth = found[ask.name]
     result_db, ceiling_db = psnr(result, truth), psnr(ceiling, truth)
-    grey = result.astype(np.float32).mean(axis=-1, keepdims=True)
     return {
         "nearest": nearest,
         "right": nearest == ask.name,
@@ -118,7 +117,6 @@ def measure(
         "detailed_db": psnr(detailed, truth),
         "gap_db": ceiling_db - result_db,
         "source_db": psnr(found[SOURCE], truth),
-        "chroma": float(np.abs(result - grey).mean()),
     }
 
 
