@@ -15,7 +15,7 @@ from kiwi_cli.train.ondevice.record import Record
 from kiwi_cli.train.state import optimiser_tensors, restore_optimiser
 
 AHEAD = 16
-"""Steps that the host may be ahead of the device: so a clock on the host is the device's too."""
+"""Steps between two marks. The host is at most two marks ahead of the device, so its clock is the device's too."""
 
 
 class Learner:
@@ -119,9 +119,8 @@ class Learner:
         for value, kept in zip(self._all(), self._kept, strict=True):
             value.copy_(kept)
         for fields in self.optimiser.state.values():
-            for name, field in fields.items():
-                if name != "step":
-                    field.zero_()
+            for field in fields.values():  # AdamW's count too, by which it scales moments that begin at zero
+                field.zero_()
         self.lr /= 2
 
     def _all(self) -> list[torch.Tensor]:
