@@ -39,6 +39,7 @@ from ..video.media import make_clip
 from .test_ondevice import CPU, form, tiny
 
 RECIPE = Recipe(
+    name="small",
     specs=(Spec("clip", 32, 32, 5, 1, 2, 1),),
     capacity={"clip": 4},
     for_the_vae={"clip": 1.0},

@@ -39,6 +39,7 @@ from kiwi_cli.train.ondevice.session import (
     VAE,
     OnDeviceRun,
     Settings,
+    check_device,
     open_run,
     tools_of,
 )
@@ -58,6 +59,7 @@ def train(settings: Settings) -> int:
         KiwiError: no such device, a checkpoint that cannot be read, the state of another run, generators that fail.
     """
     began = time.monotonic()
+    check_device(settings.device)
     progress, loaded = read_state(settings)
     settings.out.mkdir(parents=True, exist_ok=True)
     settings.state.mkdir(parents=True, exist_ok=True)
