@@ -19,7 +19,7 @@ from PIL import Image
 from torch.nn import functional
 
 from kiwi_cli import KiwiPipeline
-from kiwi_cli.errors import CheckpointError
+from kiwi_cli.errors import CheckpointError, KiwiError
 from kiwi_cli.synth.wordings import seen_wordings
 from kiwi_cli.train.model import KiwiTrainModel
 from kiwi_cli.train.ondevice import parts
@@ -100,6 +100,48 @@ def test_a_stopped_run_goes_on_to_parts_that_edit(tmp_path: Path, monkeypatch: p
     index = json.loads((folder / "model_index.json").read_text())
     assert index["working"]["frames"] == 17 and index["offers"] == []
     assert index["detail"] == {"steady": True, "trust": 1.0}  # as the model had it that it began from
+
+
+def packed(folder: Path) -> Path:
+    """Parts of a checkpoint: a small file and a large one."""
+    (folder / "checkpoint/vae").mkdir(parents=True)
+    (folder / "checkpoint/model_index.json").write_text("{}")
+    (folder / "checkpoint/vae/weights.bin").write_bytes(bytes(parts.LARGE))
+    parts.pack(folder / "checkpoint", folder / "parts")
+    return folder / "parts"
+
+
+def test_parts_take_the_place_of_a_checkpoint_and_of_nothing_else(tmp_path: Path) -> None:
+    out, model, empty = packed(tmp_path), tmp_path / "model", tmp_path / "empty"
+    parts.unpack(out, model)
+    (model / "old.json").touch()
+    empty.mkdir()
+    for folder in (model, empty):
+        parts.unpack(out, folder)
+        found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        assert found == {"model_index.json", "vae/weights.bin"}
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/code.py").touch()
+    for other in (tmp_path / "src", tmp_path / "src/code.py", out):
+        with pytest.raises(CheckpointError, match=f"'{other}' is there, and is no checkpoint"):
+            parts.unpack(out, other)
+    assert (tmp_path / "src/code.py").is_file() and (out / parts.INDEX).is_file()
+
+
+def test_parts_say_whether_reading_or_writing_failed(tmp_path: Path) -> None:
+    out = packed(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(KiwiError, match=r"'.*file/model' cannot be written: Not a directory"):
+        parts.unpack(out, tmp_path / "file/model")
+    damaged = bytearray((out / parts.REST).read_bytes())
+    damaged[40:60] = bytes(20)
+    (out / parts.REST).write_bytes(damaged)
+    with pytest.raises(CheckpointError, match="holds no whole parts"):
+        parts.unpack(out, tmp_path / "model")
+    (out / "vae-weights.bin").unlink()
+    with pytest.raises(CheckpointError, match="holds no whole parts"):
+        parts.unpack(out, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_parts_never_lead_out_of_their_folder(tmp_path: Path) -> None:
