@@ -23,7 +23,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
+from kiwi_cli.errors import EXIT_FAILED, KiwiError  # noqa: E402
 from kiwi_cli.synth.edits import LOCAL, STYLES, make_edit  # noqa: E402
 from kiwi_cli.synth.scenes import make_scene  # noqa: E402
 from kiwi_cli.synth.wordings import KINDS, seen_wordings, wording  # noqa: E402
@@ -215,12 +215,13 @@ def _describe(keys: dict[str, Any]) -> None:
 def in_minutes(args: argparse.Namespace) -> int:
     """From `--from`, or from nothing, to exported parts in `--out`."""
     began = time.monotonic()
-    from kiwi_cli.errors import KiwiError
     from kiwi_cli.synth.photographs import installed
     from kiwi_cli.train.ondevice.recipe import RECIPES
     from kiwi_cli.train.ondevice.run import train
     from kiwi_cli.train.ondevice.session import Settings
 
+    if args.compile:
+        check_compiled(args.device)
     start = args.start
     share = args.vae_share
     if start is None:
@@ -248,17 +249,11 @@ def in_minutes(args: argparse.Namespace) -> int:
         record=not args.no_record,
         compiled=args.compile,
         seed=args.seed,
+        photographs=tuple(str(path) for path in installed()) if args.photographs else (),
         recipe=RECIPES[args.recipe],
         say=lambda line: print(line, flush=True),
     )
-    try:
-        if args.compile:
-            check_compiled(args.device)
-        photographs = tuple(str(path) for path in installed()) if args.photographs else ()
-        return train(replace(settings, photographs=photographs))
-    except KiwiError as error:
-        print(f"error: {error.message}\n\nhint: {error.hint}", file=sys.stderr)
-        return error.exit_code
+    return train(settings)
 
 
 def check_compiled(device: str) -> None:
@@ -279,33 +274,65 @@ def _workers() -> int:
 STEPS = ("vae", "base", "cache", "alignment", "instruction", "reference", "polish", "longer", "install", "measure")
 
 
-def main() -> int:
+def _arguments() -> argparse.Namespace:
+    """What was given. Options that would do nothing beside the others are refused."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("steps", nargs="*", choices=[*STEPS, []], help="which; all by default")
-    parser.add_argument("--data", nargs="*", default=list(DATA), choices=list(DATA), help="caches to make")
+    parser.add_argument("--data", nargs="*", choices=list(DATA), help="caches to make; all by default")
     parser.add_argument(
         "--unpack", nargs=2, type=Path, metavar=("PARTS", "FOLDER"), help="a checkpoint from --out's parts"
     )
-    minutes = parser.add_argument_group("in minutes, with data drawn as it is learnt")
-    minutes.add_argument("--minutes", type=float, help="of the whole run, from its start to its end")
-    minutes.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    minutes.add_argument("--out", type=Path, default=Path("results/tiny"), help="parts, metrics and figures")
-    minutes.add_argument("--from", dest="start", type=Path, help="a checkpoint to go on from; none: from nothing")
-    minutes.add_argument("--state", type=Path, default=Path("runs/tiny-minutes"), help="what is needed to go on")
-    minutes.add_argument("--vae-share", type=float, help="of the time, for the autoencoder (0.2; from nothing 0.35)")
-    minutes.add_argument("--lr", type=float, default=1.5e-3, help="highest rate")
-    minutes.add_argument("--vae-lr", type=float, help="the autoencoder's (3e-3; from nothing 1e-2)")
-    minutes.add_argument("--positions", type=int, help="of latents and prompts in a step (32768; on a CPU 1024)")
-    minutes.add_argument("--scale", type=float, help="of chunks and the autoencoder's steps (1; on a CPU 0.05)")
-    minutes.add_argument("--workers", type=int, help="processes that draw scenes (all cores but two)")
-    minutes.add_argument("--max-steps", dest="steps_of_each", type=int, help="of each stage, for trials")
-    minutes.add_argument("--recipe", choices=["whole", "colourist"], default="whole", help="what is drawn and asked")
-    minutes.add_argument("--photographs", action="store_true", help="those of installed packages are drawn from too")
-    minutes.add_argument("--no-record", action="store_true", help="hand over every kernel, no CUDA graphs")
-    minutes.add_argument("--draws", type=int, default=2, help="timesteps of a row in a step (2)")
-    minutes.add_argument("--compile", action="store_true", help="on a CPU with AMX: 4 times as fast")
-    minutes.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    add = parser.add_argument_group("in minutes, with data drawn as it is learnt").add_argument
+    in_minutes = [
+        add("--minutes", type=float, help="of the whole run, from its start to its end"),
+        add("--device", choices=["cuda", "cpu"], default="cuda"),
+        add("--out", type=Path, default=Path("results/tiny"), help="parts, metrics and figures"),
+        add("--from", dest="start", type=Path, help="a checkpoint to go on from; none: from nothing"),
+        add("--state", type=Path, default=Path("runs/tiny-minutes"), help="what is needed to go on"),
+        add("--vae-share", type=float, help="of the time, for the autoencoder (0.2; from nothing 0.35)"),
+        add("--lr", type=float, default=1.5e-3, help="highest rate"),
+        add("--vae-lr", type=float, help="the autoencoder's (3e-3; from nothing 1e-2)"),
+        add("--positions", type=int, help="of latents and prompts in a step (32768; on a CPU 1024)"),
+        add("--scale", type=float, help="of chunks and the autoencoder's steps (1; on a CPU 0.05)"),
+        add("--workers", type=int, help="processes that draw scenes (all cores but two)"),
+        add("--max-steps", dest="steps_of_each", type=int, help="of each stage, for trials"),
+        add("--recipe", choices=["whole", "colourist"], default="whole", help="what is drawn and asked"),
+        add("--photographs", action="store_true", help="those of installed packages are drawn from too"),
+        add("--no-record", action="store_true", help="hand over every kernel, no CUDA graphs"),
+        add("--draws", type=int, default=2, help="timesteps of a row in a step (2)"),
+        add("--compile", action="store_true", help="on a CPU with AMX: 4 times as fast"),
+        add("--seed", type=int, default=0),
+    ]
+    absent = object()  # what is there before arguments are read keeps their defaults out
+    args = parser.parse_args(namespace=argparse.Namespace(**{action.dest: absent for action in in_minutes}))
+    timed = [action.option_strings[0] for action in in_minutes if getattr(args, action.dest) is not absent]
+    for action in in_minutes:
+        if getattr(args, action.dest) is absent:
+            setattr(args, action.dest, action.default)
+    by_steps = [*args.steps, *(["--data"] if args.data is not None else [])]
+    if args.unpack and (timed or by_steps):
+        parser.error(f"{', '.join([*by_steps, *timed])}: not with --unpack")
+    if args.minutes is not None and by_steps:
+        parser.error(f"{', '.join(by_steps)}: not with --minutes")
+    if args.minutes is None and timed:
+        parser.error(f"{', '.join(timed)}: only with --minutes")
+    return args
+
+
+def main() -> int:
+    args = _arguments()
+    try:
+        return _carry_out(args)
+    except KiwiError as error:
+        print(f"error: {error.message}" + (f"\n\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        file = f"'{error.filename}': " if error.filename else ""
+        print(f"error: {file}{error.strerror or error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _carry_out(args: argparse.Namespace) -> int:
     if args.unpack:
         from kiwi_cli.train.ondevice.parts import unpack
 
@@ -322,7 +349,7 @@ def main() -> int:
             if not (WORK / "base").exists():
                 base(WORK)
         elif step == "cache":
-            cache(WORK, args.data)
+            cache(WORK, list(DATA) if args.data is None else args.data)
         elif step == "install":
             install(WORK)
         elif step == "measure":

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
 import signal
-import sys
 import zipfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,12 +19,13 @@ from PIL import Image
 from torch.nn import functional
 
 from kiwi_cli import KiwiPipeline
-from kiwi_cli.errors import CheckpointError
+from kiwi_cli.errors import CheckpointError, KiwiError
 from kiwi_cli.synth.wordings import seen_wordings
 from kiwi_cli.train.model import KiwiTrainModel
 from kiwi_cli.train.ondevice import parts
 from kiwi_cli.train.ondevice.bf16 import Bf16
 from kiwi_cli.train.ondevice.drawing import Spec
+from kiwi_cli.train.ondevice.learner import Learner
 from kiwi_cli.train.ondevice.objective import Objective
 from kiwi_cli.train.ondevice.recipe import Ask, Recipe
 from kiwi_cli.train.ondevice.run import train
@@ -33,12 +33,10 @@ from kiwi_cli.train.ondevice.session import Settings
 from kiwi_cli.weights.hub import locate
 from kiwi_cli.weights.settings import read_settings
 
-from ..cli.terminal import inside
-from ..conftest import ROOT
-from ..video.media import make_clip
 from .test_ondevice import CPU, form, tiny
 
 RECIPE = Recipe(
+    name="small",
     specs=(Spec("clip", 32, 32, 5, 1, 2, 1),),
     capacity={"clip": 4},
     for_the_vae={"clip": 1.0},
@@ -55,8 +53,14 @@ def lines(out: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_to_parts_that_edit(tmp_path: Path) -> None:
-    out = tmp_path / "out"
+def test_a_stopped_run_goes_on_to_parts_that_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, steps, step = tmp_path / "out", [], Learner.step
+
+    def counted(learner: Learner, *arguments: Any) -> None:
+        steps.append(learner.steps)
+        step(learner, *arguments)
+
+    monkeypatch.setattr(Learner, "step", counted)
 
     def stop(line: str, at: str) -> None:
         if '"ended": true' in line and f'"stage": "{at}"' in line:
@@ -71,7 +75,8 @@ def test_a_stopped_run_goes_on_to_parts_that_edit(tmp_path: Path) -> None:
         assert not (out / parts.INDEX).exists()
     assert train(settings) == 0
     ended = [(line["stage"], line["step"]) for line in lines(out) if line.get("ended")]
-    assert ended == [("vae", 4), ("vae", 4), ("model", 4), ("model", 4)]  # no step was done again
+    assert ended == [("vae", 4), ("vae", 4), ("model", 4), ("model", 4)]
+    assert steps == [0, 1, 2, 3] * 2  # no step was done again
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     assert train(settings) == 0  # it is done
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
@@ -97,6 +102,48 @@ def test_a_stopped_run_goes_on_to_parts_that_edit(tmp_path: Path) -> None:
     assert index["detail"] == {"steady": True, "trust": 1.0}  # as the model had it that it began from
 
 
+def packed(folder: Path) -> Path:
+    """Parts of a checkpoint: a small file and a large one."""
+    (folder / "checkpoint/vae").mkdir(parents=True)
+    (folder / "checkpoint/model_index.json").write_text("{}")
+    (folder / "checkpoint/vae/weights.bin").write_bytes(bytes(parts.LARGE))
+    parts.pack(folder / "checkpoint", folder / "parts")
+    return folder / "parts"
+
+
+def test_parts_take_the_place_of_a_checkpoint_and_of_nothing_else(tmp_path: Path) -> None:
+    out, model, empty = packed(tmp_path), tmp_path / "model", tmp_path / "empty"
+    parts.unpack(out, model)
+    (model / "old.json").touch()
+    empty.mkdir()
+    for folder in (model, empty):
+        parts.unpack(out, folder)
+        found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        assert found == {"model_index.json", "vae/weights.bin"}
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/code.py").touch()
+    for other in (tmp_path / "src", tmp_path / "src/code.py", out):
+        with pytest.raises(CheckpointError, match=f"'{other}' is there, and is no checkpoint"):
+            parts.unpack(out, other)
+    assert (tmp_path / "src/code.py").is_file() and (out / parts.INDEX).is_file()
+
+
+def test_parts_say_whether_reading_or_writing_failed(tmp_path: Path) -> None:
+    out = packed(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(KiwiError, match=r"'.*file/model' cannot be written: Not a directory"):
+        parts.unpack(out, tmp_path / "file/model")
+    damaged = bytearray((out / parts.REST).read_bytes())
+    damaged[40:60] = bytes(20)
+    (out / parts.REST).write_bytes(damaged)
+    with pytest.raises(CheckpointError, match="holds no whole parts"):
+        parts.unpack(out, tmp_path / "model")
+    (out / "vae-weights.bin").unlink()
+    with pytest.raises(CheckpointError, match="holds no whole parts"):
+        parts.unpack(out, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 def test_parts_never_lead_out_of_their_folder(tmp_path: Path) -> None:
     (tmp_path / parts.INDEX).write_text("{}")
     with zipfile.ZipFile(tmp_path / parts.REST, "w") as rest:
@@ -104,31 +151,6 @@ def test_parts_never_lead_out_of_their_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="leads out"):
         parts.unpack(tmp_path, tmp_path / "folder")
     assert not (tmp_path / "outside.json").exists() and not (tmp_path / "folder").exists()
-
-
-@pytest.mark.slow
-def test_the_script_goes_from_nothing_to_a_model_that_edits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """`scripts/train_tiny.py --minutes`, all sizes and forms of the recipe, with steps enough to see that it runs."""
-    spec = importlib.util.spec_from_file_location("train_tiny", ROOT / "scripts/train_tiny.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-
-    def call(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["train_tiny.py", *map(str, arguments)])
-        return script.main()
-
-    out, folder = tmp_path / "out", tmp_path / "model"
-    small = ("--max-steps", 2, "--positions", 128, "--scale", 0.01, "--workers", 0)
-    assert call("--device", "cpu", "--minutes", 60, *small, "--out", out, "--state", tmp_path / "state") == 0
-    assert call("--unpack", out, folder) == 0
-    clip = make_clip(tmp_path / "in.mp4", frames=5)
-    code, _, err = inside(capsys, "edit", clip, "make it sepia", "--model", folder, "--device", "cpu", "--steps", 1)
-    assert code == 0, err
-    figures = json.loads((out / "figures.json").read_text())
-    assert {"clip clip", "clip picture", "long clip", "autoencoder long"} <= {*figures}
 
 
 @pytest.mark.slow

@@ -54,8 +54,8 @@ class Clips:
         """The clips of a step, (B, 3, F, H, W): from three chunks of one size and length."""
         first = self._chance.choice(self.chunks)
         size = first[1]["clips"].shape[2:]
-        alike = [arrays for _, arrays in self.chunks if arrays["clips"].shape[2:] == size]
         part = "reference" if number % STILLS == STILLS - 1 and "reference" in first[1] else "clips"
+        alike = [arrays for _, arrays in self.chunks if part in arrays and arrays["clips"].shape[2:] == size]
         found = []
         for arrays in self._chance.choices(alike, k=3):
             clips = arrays[part].flatten(0, 1)

@@ -153,7 +153,7 @@ def _padded(shape: tuple[int, ...], kind: str) -> int:
 
 
 class Drawer:
-    """Fills chunks: a function of the specification, the seed and the split alone."""
+    """Fills chunks: a function of the specification, the seed, the split and the photographs alone."""
 
     def __init__(self, tools: Tools) -> None:
         from tokenizers import Tokenizer

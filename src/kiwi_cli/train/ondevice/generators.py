@@ -10,6 +10,7 @@ import mmap
 import os
 import queue
 import shutil
+import signal
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping
@@ -60,6 +61,7 @@ class Generators:
     _first: list[tuple[str, int]] = field(default_factory=list)
 
     def __enter__(self) -> Generators:
+        self._drawer = None if self.workers else Drawer(self.tools)  # if it fails, there is no file yet
         slots = 2 * self.workers + 2 if self.workers else 1
         self._size = -(-max(self.tools.chunk_bytes(spec) for spec in self.specs.values()) // mmap.PAGESIZE)
         self._size *= mmap.PAGESIZE
@@ -70,7 +72,6 @@ class Generators:
         os.close(handle)
         self._memory = np.memmap(self._path, np.uint8, "r+", shape=(slots, self._size))
         self._processes: list[Any] = []
-        self._drawer = None if self.workers else Drawer(self.tools)
         if self.workers:
             context = get_context("spawn")
             self._tasks, self._ready = context.SimpleQueue(), context.Queue()
@@ -139,8 +140,12 @@ class Generators:
 
 
 def _work(tools: Tools, specs: Mapping[str, Spec], path: str, shape: tuple[int, int], tasks: Any, ready: Any) -> None:
-    memory = np.memmap(path, np.uint8, "r+", shape=shape)
-    drawer = Drawer(tools)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to this one too; the run's process ends it
+    try:
+        memory, drawer = np.memmap(path, np.uint8, "r+", shape=shape), Drawer(tools)
+    except Exception:
+        ready.put((0, "", False, traceback.format_exc()))
+        return
     while True:
         slot, name, seed, held_out = tasks.get()
         try:

@@ -15,7 +15,10 @@ from kiwi_cli.train.ondevice.record import Record
 from kiwi_cli.train.state import optimiser_tensors, restore_optimiser
 
 AHEAD = 16
-"""Steps that the host may be ahead of the device: so a clock on the host is the device's too."""
+"""Steps between two marks. The host is at most two marks ahead of the device, so its clock is the device's too."""
+JUMP, JUDGED = 3.0, 5
+"""A loss that is that many times the least one so far is as bad as none, both as means of so many steps at least:
+forms of batches differ."""
 
 
 class Learner:
@@ -119,10 +122,14 @@ class Learner:
         for value, kept in zip(self._all(), self._kept, strict=True):
             value.copy_(kept)
         for fields in self.optimiser.state.values():
-            for name, field in fields.items():
-                if name != "step":
-                    field.zero_()
+            for field in fields.values():  # AdamW's count too, by which it scales moments that begin at zero
+                field.zero_()
         self.lr /= 2
+
+    @torch.no_grad()
+    def is_finite(self) -> bool:
+        """Whether all weights are numbers; waits for the device."""
+        return bool(torch.stack(torch._foreach_norm(self._all())).isfinite().all())
 
     def _all(self) -> list[torch.Tensor]:
         return [*self.parameters.values(), *self._shadow().values()]
@@ -158,6 +165,36 @@ class Learner:
         self.steps = int(steps)
         if self.ema is not None:
             self.ema.load(parts["average"], self.steps)
+
+
+class Judge:
+    """Whether the steps since the last call did harm, by their mean loss; if so, they are taken back."""
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+        self._best, self._judged = math.inf, learner.steps
+        learner.keep()
+
+    @property
+    def unjudged(self) -> int:
+        """Steps since the last call."""
+        return self._learner.steps - self._judged
+
+    def __call__(self) -> float:
+        """The mean loss of these steps; NaN where there were none."""
+        learner, done = self._learner, self.unjudged
+        mean, self._judged = learner.window(), learner.steps
+        if done == 0:
+            return mean
+        # The last step is in no loss yet: its weights are looked at.
+        if math.isfinite(mean) and learner.is_finite() and (mean < JUMP * self._best or done < JUDGED):
+            self._best = min(self._best, mean) if done >= JUDGED else self._best
+            learner.keep()
+            return mean
+        learner.back()
+        if learner.record is not None and learner.record.works:
+            learner.record.give_up(f"the loss went from {self._best} to {mean}")
+        return mean
 
 
 def cosine(progress: float, warm_up: float, final: float) -> float:

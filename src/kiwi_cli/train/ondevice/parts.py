@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
-from kiwi_cli.errors import CheckpointError
+from kiwi_cli.base.failures import writing_hint
+from kiwi_cli.errors import CheckpointError, KiwiError
 
 LARGE = 1 << 20
 REST, INDEX = "rest.zip", "parts.json"
@@ -37,26 +39,46 @@ def pack(folder: Path, out: Path) -> None:
 
 
 def unpack(parts: Path, folder: Path) -> None:
-    """Write the folder whose parts these are. It appears when it is whole, in the place of an older one.
+    """Write the folder whose parts these are. It appears when it is whole, in the place of an older checkpoint.
 
     Raises:
-        CheckpointError: parts that are not there, or names that lead out of the folder.
+        CheckpointError: parts that are not there, names that lead out of the folder, or a folder of something else.
+        KiwiError: the folder cannot be written.
     """
-    temporary = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
+    place = folder.resolve()
+    if place.exists() and not (place / "model_index.json").exists() and not _is_empty(place):
+        raise CheckpointError(
+            f"'{folder}' is there, and is no checkpoint that could be replaced", "choose a folder that is not there"
+        )
+    contents = _read(parts)  # all of it before anything is written, so that each failure is known for what it is
+    temporary = place.with_name(f".{place.name}.part")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for name, content in contents.items():
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / name).write_bytes(content)
+        if place.exists():
+            shutil.rmtree(place)
+        temporary.replace(place)
+    except OSError as error:
+        raise KiwiError(f"'{folder}' cannot be written: {error.strerror or error}", writing_hint(error)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_empty(place: Path) -> bool:
+    return place.is_dir() and not any(place.iterdir())
+
+
+def _read(parts: Path) -> dict[str, bytes]:
+    """Name in the folder -> content."""
     try:
         large = json.loads((parts / INDEX).read_text())
         with zipfile.ZipFile(parts / REST) as rest:
             for name in (*large.values(), *rest.namelist()):
                 if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                     raise CheckpointError(f"'{name}' leads out of the folder", _HINT)
-            rest.extractall(temporary)
-        for flat, name in large.items():
-            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(parts / flat, temporary / name)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.replace(folder)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+            contents = {name: rest.read(name) for name in rest.namelist()}
+        return contents | {name: (parts / flat).read_bytes() for flat, name in large.items()}
+    except (OSError, ValueError, zlib.error, zipfile.BadZipFile) as error:
         raise CheckpointError(f"'{parts}' holds no whole parts: {error}", _HINT) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -23,6 +23,7 @@ class Recipe:
     """What is drawn and asked.
 
     Attributes:
+        name: of the recipe, for `--recipe` and in states.
         specs: what is drawn. capacity: name -> scenes that are kept.
         for_the_vae, for_the_model: name -> how many of the chunks, while the one and the other is trained.
         asked: forms of batches.
@@ -33,6 +34,7 @@ class Recipe:
         even: share of timesteps drawn as a sampler goes, not as the released loss weighs them.
     """
 
+    name: str
     specs: tuple[Spec, ...]
     capacity: Mapping[str, int]
     for_the_vae: Mapping[str, float]
@@ -52,6 +54,7 @@ class Recipe:
 
 
 WHOLE = Recipe(
+    name="whole",
     specs=(
         Spec("clip", 64, 64, 5, scenes=32),
         Spec("long", 64, 64, 17, scenes=16),
@@ -81,6 +84,7 @@ WHOLE = Recipe(
 )
 
 COLOURIST = Recipe(
+    name="colourist",
     specs=(
         Spec("clip", 64, 64, 5, scenes=16, edits=6, looks=True),
         Spec("natural", 64, 64, 5, scenes=16, edits=6, references=0, natural=True),
@@ -109,6 +113,6 @@ COLOURIST = Recipe(
 )
 """All kinds and the looks, on drawn scenes and on ones nearer to filmed clips, 5 frames at a time."""
 
-RECIPES: Mapping[str, Recipe] = {"whole": WHOLE, "colourist": COLOURIST}
+RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in (WHOLE, COLOURIST)}
 
 HELD_OUT_SEED = 9_500_000

@@ -32,9 +32,6 @@ class Record:
         self._graphs: dict[Hashable, Any] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
-    def __len__(self) -> int:
-        return len(self._graphs)
-
     def run(self, form: Hashable, step: Callable[[], None]) -> None:
         """Carry out a step: as it is, or as it was recorded."""
         if form not in self._graphs and self.works and self._seen.get(form, 0) >= WARM_UP:

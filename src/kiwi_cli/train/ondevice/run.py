@@ -1,7 +1,7 @@
 """The embedded model from a checkpoint to exported parts in a given number of minutes.
 
     0        the generators start, the checkpoint is read
-    vae      the autoencoder, on clips of 17 frames; what is drawn meanwhile waits in the device's memory
+    vae      the autoencoder, on the recipe's clips; what is drawn meanwhile waits in the device's memory
     model    everything else but the vision tower, all kinds and forms at once
     end      held-out figures; the parts
 
@@ -28,18 +28,26 @@ from kiwi_cli.train.ondevice.bank import Bank, upload
 from kiwi_cli.train.ondevice.bf16 import Bf16
 from kiwi_cli.train.ondevice.generators import Chunk, Generators
 from kiwi_cli.train.ondevice.guide import Guide
-from kiwi_cli.train.ondevice.learner import Learner, cosine
+from kiwi_cli.train.ondevice.learner import Judge, Learner, cosine
 from kiwi_cli.train.ondevice.objective import Form, Objective
 from kiwi_cli.train.ondevice.recipe import HELD_OUT_SEED, Ask
 from kiwi_cli.train.ondevice.record import Record
 from kiwi_cli.train.ondevice.saving import export, read_state, restore, write_state
-from kiwi_cli.train.ondevice.session import DONE, MODEL, VAE, OnDeviceRun, Settings, open_run, tools_of
+from kiwi_cli.train.ondevice.session import (
+    DONE,
+    MODEL,
+    VAE,
+    OnDeviceRun,
+    Settings,
+    check_device,
+    open_run,
+    tools_of,
+)
 from kiwi_cli.train.ondevice.visible import Visible
 from kiwi_cli.train.sampler import Interleaving
 
-JUMP, JUDGED = 3.0, 5
-"""A loss that is that many times the least one so far is as bad as none, both as means of so many steps at least:
-forms of batches differ."""
+SAID = 10.0
+"""Seconds between two judgements and lines of the metrics."""
 FIRST_SCENES = 24
 """Of each bank before the first step: a few scenes alone would be learnt by heart, and unlearnt after."""
 
@@ -48,12 +56,13 @@ def train(settings: Settings) -> int:
     """Carry out a run, or go on with it where its state says; its exit code.
 
     Raises:
-        KiwiError: a checkpoint that cannot be read, no such device, generators that fail.
+        KiwiError: no such device, a checkpoint that cannot be read, the state of another run, generators that fail.
     """
     began = time.monotonic()
+    check_device(settings.device)
+    progress, loaded = read_state(settings)
     settings.out.mkdir(parents=True, exist_ok=True)
     settings.state.mkdir(parents=True, exist_ok=True)
-    progress, loaded = read_state(settings)
     if progress.stage == DONE:
         settings.say(f"'{settings.state}' is of a run that is done: give another --state to begin anew")
         return 0
@@ -130,10 +139,11 @@ def _train_vae(run: OnDeviceRun) -> None:
             ready,
             warm_up=0.1,
         )
-        if run.stopped:
-            return
-        while not ready():  # a run that goes on when this stage is over
+        while not (ready() or run.stopped):  # a run that goes on when this stage is over
             _take(run, take, wait=1.0)
+        if run.stopped:
+            write_state(run, learner)
+            return
         with torch.no_grad():
             for value in run.vae.parameters():  # what is exported is what is used from here on
                 value.copy_(value.to(torch.bfloat16))
@@ -190,16 +200,22 @@ def _train_model(run: OnDeviceRun) -> None:
         warm_up=0.03,
         form=lambda: order[learner.steps][0],
     )
+    if not run.stopped:
+        run.log(banks=[figures.banked(bank) for bank in run.banks.values()])
+        export(run, learner)
+    while not (run.stopped or _held_out_is_here(run)):  # of a run that goes on when its steps are done, none is yet
+        _take(run, take, wait=1.0)
     if run.stopped:
+        write_state(run, learner)
         return
-    run.log(banks=[figures.banked(bank) for bank in run.banks.values()])
-    run.progress.stage = DONE
-    export(run, learner)
-    while any(len(run.held_clips.get(name, ())) < count for name, count in run.recipe.held_out.items()):
-        _take(run, take, wait=1.0)  # of a run that goes on when its steps are done, none is here yet
     with torch.compiler.set_stance("force_eager"):  # shapes of a few edits are not worth a compiler's minute each
         _figures(run, learner, objective if on_cuda else Objective(run.model, run.device, torch.float32))
+    run.progress.stage = DONE
     write_state(run, learner)
+
+
+def _held_out_is_here(run: OnDeviceRun) -> bool:
+    return all(len(run.held_clips.get(name, ())) >= count for name, count in run.recipe.held_out.items())
 
 
 def _unrecorded(run: OnDeviceRun, learner: Learner, why: str) -> None:
@@ -276,13 +292,15 @@ def _loop(
     warm_up: float,
     form: Callable[[], Any] = lambda: None,
 ) -> None:
-    """Steps until the stage's time or steps are over, chunks taken in between, a line each ten seconds."""
+    """Steps until the stage's time or steps are over, chunks taken in between.
+
+    Each ten seconds, before each state and at the end the steps since are judged, and what they did is kept or taken
+    back: no weights are saved or handed on that were not.
+    """
     settings, progress = run.settings, run.progress
     assert progress.began is not None
     said = saved = run.clock()
-    first, limit = learner.steps, settings.steps or math.inf
-    best = math.inf
-    learner.keep()
+    limit, judge = settings.steps or math.inf, Judge(learner)
     while run.left() > 0 and learner.steps < limit and not run.stopped:
         _take(run, take, wait=0.0 if ready() else 1.0)
         if not ready():
@@ -292,26 +310,17 @@ def _loop(
         factor = cosine(max(timed, learner.steps / limit), warm_up, 0.02)
         learner.step(lambda asked=asked: loss(asked), factor, asked)  # type: ignore[misc]
         now = run.clock()
-        if now - said > 10:
-            mean, done = learner.window(), learner.steps - first
-            if math.isfinite(mean) and (mean < JUMP * best or done < JUDGED):
-                best = min(best, mean) if done >= JUDGED else best
-                learner.keep()
-            else:
-                learner.back()
-                if learner.record is not None and learner.record.works:
-                    learner.record.give_up(f"the loss went from {best} to {mean}")
-            rate = done / (now - said)
-            run.log(stage=progress.stage, step=learner.steps, loss=mean, steps_a_second=round(rate, 2))
-            said, first = run.clock(), learner.steps
-        if now - saved > settings.every:
+        if now - said <= min(SAID, settings.every):
+            continue
+        rate = judge.unjudged / (now - said)
+        run.log(stage=progress.stage, step=learner.steps, loss=judge(), steps_a_second=round(rate, 2))
+        said = run.clock()
+        if said - saved > settings.every:
             write_state(run, learner)
             if progress.stage == MODEL:
                 export(run, learner)
             saved = run.clock()
-    run.log(stage=progress.stage, step=learner.steps, loss=learner.window(), ended=True)
-    if run.stopped:
-        write_state(run, learner)
+    run.log(stage=progress.stage, step=learner.steps, loss=judge(), ended=True)
 
 
 def _take(run: OnDeviceRun, take: Callable[[Chunk], None], wait: float) -> None:

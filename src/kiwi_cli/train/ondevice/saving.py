@@ -6,9 +6,10 @@ import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from kiwi_cli.errors import CheckpointError
@@ -22,6 +23,7 @@ from kiwi_cli.weights.settings import UNDERSTANDS
 from kiwi_cli.weights.tensorfile import write_json
 
 STATE = "state.safetensors"
+_ANOTHER = "give another --state"
 
 
 def export(run: OnDeviceRun, learner: Learner) -> None:
@@ -59,18 +61,53 @@ def write_state(run: OnDeviceRun, learner: Learner) -> None:
         tensors[key] = torch.tensor(getattr(run.vae.config, key), dtype=torch.float64)
     whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     partial = run.settings.state / f"{STATE}.part"
-    save_file(whole, partial, metadata={"progress": json.dumps(asdict(progress))})
+    metadata = {"progress": json.dumps(asdict(progress)), "run": json.dumps(_of_which_run(run.settings))}
+    try:
+        save_file(whole, partial, metadata=metadata)
+    except SafetensorError as error:  # the library's own word for a disk that is full
+        raise OSError(str(error)) from error
     partial.replace(run.settings.state / STATE)
 
 
 def read_state(settings: Settings) -> tuple[Progress, dict[str, torch.Tensor]]:
-    """How far a run got, and its tensors; the beginning where there is no state."""
+    """How far a run got, and its tensors; the beginning where there is no state.
+
+    Raises:
+        CheckpointError: it cannot be read, or is of another run.
+    """
     file = settings.state / STATE
     if not file.exists():
         return Progress(), {}
-    with safe_open(file, "pt") as opened:
-        progress = Progress(**json.loads(opened.metadata()["progress"]))
-        return progress, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    try:
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata() or {}
+            progress = Progress(**json.loads(metadata["progress"]))
+            before = json.loads(metadata.get("run", "{}"))  # older states do not say it
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"'{file}' cannot be read: {error}", f"{_ANOTHER}, or delete it to begin anew") from error
+    _check_run(settings, before)
+    return progress, tensors
+
+
+def _of_which_run(settings: Settings) -> dict[str, Any]:
+    """What a state's run began with. No `--from` where the checkpoint is the state's own: that folder may be moved."""
+    own = settings.start.resolve().is_relative_to(settings.state.resolve())
+    return {"from": None if own else str(settings.start), "recipe": settings.recipe.name, "seed": settings.seed}
+
+
+def _check_run(settings: Settings, before: dict[str, Any]) -> None:
+    def shown(value: Any) -> str:
+        return "nothing" if value is None else f"'{value}'"
+
+    for option, now in _of_which_run(settings).items():
+        was = before.get(option, now)
+        if was == now or (option == "from" and was and now and Path(was).resolve() == Path(now).resolve()):
+            continue
+        raise CheckpointError(
+            f"'{settings.state}' is the state of another run: --{option} {shown(was)}, not {shown(now)}",
+            f"{_ANOTHER}, or delete that folder to begin anew",
+        )
 
 
 def restore(learner: Learner, run: OnDeviceRun) -> None:
@@ -80,7 +117,7 @@ def restore(learner: Learner, run: OnDeviceRun) -> None:
         if {name for name in found if name.startswith("weight/")} != {f"weight/{name}" for name in learner.parameters}:
             raise CheckpointError(
                 f"'{run.settings.state}' is of a run with other parameters",
-                "give another --state, or the --recipe that it began with",
+                f"{_ANOTHER}, or the --recipe that it began with",
             )
         learner.load(found)
         run.loaded = {}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kiwi_cli.errors import KiwiError
+from kiwi_cli.errors import DeviceError
 from kiwi_cli.model import checkpoint
 from kiwi_cli.model.prompt import REFERENCE_SUFFIX
 from kiwi_cli.model.vision_sizes import PixelBounds
@@ -123,6 +123,16 @@ class OnDeviceRun:
         self.settings.say(json.dumps(line))
 
 
+def check_device(name: str) -> None:
+    """Refuse a device that is not here.
+
+    Raises:
+        DeviceError: it is not.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("there is no CUDA device here", "use --device cpu, with few --max-steps")
+
+
 def tools_of(start: Path, photographs: tuple[str, ...] = ()) -> Tools:
     """What the generators need of a checkpoint."""
     config = read_json(start / "mllm_encoder/config.json")
@@ -159,8 +169,6 @@ def open_run(
         prompts[ask] = PromptForm.of(inputs, frames, spec.width, spec.height, ask.reference, TEXT)
 
     if settings.device == "cuda":
-        if not torch.cuda.is_available():
-            raise KiwiError("there is no CUDA device here", "use --device cpu, with few --steps")
         torch.set_float32_matmul_precision("high")
     device = torch.device("cuda", 0) if settings.device == "cuda" else torch.device("cpu")
     model.to(device).train()
