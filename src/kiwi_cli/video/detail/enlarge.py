@@ -39,6 +39,7 @@ class Enlarged:
         self, frame: torch.Tensor, size: tuple[int, int], part: slice, scale: float = 1.0, exact: bool = False
     ) -> None:
         self._first, self._weights = taps(len(frame), size[0])
+        self._height, self._wanted = len(frame), size[0]
         self._scale, self._top = scale, int(self._first[part.start])
         near = frame[self._top : int(self._first[part.stop - 1]) + self._weights.shape[1]]
         wide = resized(near.float() if exact or frame.dtype != torch.uint8 else near, len(near), size[1], "bicubic")
@@ -46,15 +47,40 @@ class Enlarged:
 
     def rows(self, strip: slice) -> torch.Tensor:
         """(3, n, W) fp32 in 0..255, a little beyond at sharp edges: rows of the whole, by number, all in the part."""
-        first, weights = self._first[strip], self._weights[strip]
-        top, count = int(first[0]), weights.shape[1]
-        near = self._planes[:, top - self._top : int(first[-1]) + count - self._top].to(
+        top, bottom, pieces = products(self._height, self._wanted, strip.start, strip.stop)
+        near = self._planes[:, top - self._top : bottom - self._top].to(
             torch.float32, memory_format=torch.contiguous_format
         )
         if self._scale != 1:
             near = near / self._scale
-        places = (first - top)[:, None] + torch.arange(count)
-        return torch.zeros(len(first), near.shape[1]).scatter_(1, places, weights).to(near.device) @ near
+        found = near.new_empty((3, strip.stop - strip.start, near.shape[2]))
+        for rows, lines, matrix in pieces:
+            torch.matmul(matrix.to(near.device), near[:, lines], out=found[:, rows])
+        return found
+
+
+PIECE = 24
+"""Rows of a product: fewer are made of fewer, and a product is of all by all."""
+
+
+@lru_cache(maxsize=512)
+def products(
+    count: int, wanted: int, start: int, stop: int
+) -> tuple[int, int, list[tuple[slice, slice, torch.Tensor]]]:
+    """How rows `start` to `stop` of `wanted` are made of `count`: from which to which, and by which products.
+
+    Of each its rows, counted from `start`, the lines that they are made of, from the first of all, and the matrix.
+    """
+    first, weights = (table[start:stop] for table in taps(count, wanted))
+    top, number = int(first[0]), weights.shape[1]
+    found = []
+    for at in range(0, stop - start, PIECE):
+        rows = slice(at, min(at + PIECE, stop - start))
+        low, high = int(first[rows][0]), int(first[rows][-1]) + number
+        places = (first[rows] - low)[:, None] + torch.arange(number)
+        matrix = torch.zeros(rows.stop - at, high - low).scatter_(1, places, weights[rows])
+        found.append((rows, slice(low - top, high - top), matrix))
+    return top, int(first[-1]) + number, found
 
 
 @lru_cache(maxsize=8)
