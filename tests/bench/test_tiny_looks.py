@@ -90,3 +90,14 @@ def test_two_looks_are_asked_for_in_pairs_that_no_training_clip_has(scene: Scene
     assert all(
         not looks.measure(ask, {**truths, ask.name: both}, truths[kind], both, both)["right"] for kind in ask.pair
     )
+
+
+def test_strengths_are_judged_over_clips_of_every_sort() -> None:
+    found = records("perfect")
+    natural = [r for r in found if r["ask"] == "fog" and r["footage"] == "natural" and "ordered" in r]
+    natural[0]["ordered"] = [True, False, True]  # five of six pairs: 83 %
+    rows = [row for row in looks.summarise(found) if row.name == "fog"]
+    assert [row.ordered for row in rows] == [5 / 6, 5 / 6] and "fog" not in looks.passing(rows)
+    assert all(row.failures == ("strengths 83 %, not 90 %",) for row in rows)
+    more = [{**r, "scene": number} for number in range(2, 4) for r in records("perfect") if r["ask"] == "fog"]
+    assert "fog" in looks.passing(looks.summarise([*found, *more]))  # 17 of 18

@@ -32,7 +32,7 @@ GAP_DB = 3.0
 LEAST_DB = 22.0
 """Least of the median result against the truth."""
 ORDERED = 0.90
-"""Least share of pairs of strengths in the right order."""
+"""Least share of pairs of strengths in the right order, over all clips of a look."""
 UNORDERED = ("noir",)
 """Looks of which more is not further from the source."""
 
@@ -122,7 +122,12 @@ def measure(
 
 @dataclass(frozen=True)
 class Row:
-    """A look on clips of one sort. `failures`: what is not met, in words."""
+    """A look on clips of one sort.
+
+    Attributes:
+        ordered: share of pairs of strengths in the right order, on clips of every sort; None: not measured.
+        failures: what is not met, in words.
+    """
 
     name: str
     footage: str
@@ -142,8 +147,10 @@ def summarise(records: Iterable[Mapping[str, Any]]) -> list[Row]:
     Medians for dB, shares with their standard errors for what is right, the share of ordered pairs of strengths.
     """
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    pairs: dict[str, list[bool]] = {}
     for record in records:
         groups.setdefault((record["ask"], record["footage"]), []).append(record)
+        pairs.setdefault(record["ask"], []).extend(record.get("ordered", ()))
     rows = []
     for (name, footage), group in sorted(groups.items(), key=lambda item: (item[0][1], item[0][0])):
         right, failures = {}, []
@@ -154,8 +161,7 @@ def summarise(records: Iterable[Mapping[str, Any]]) -> list[Row]:
                 right[split] = (mean.mean, mean.error)
                 if mean.mean < NEAREST[footage][split]:
                     failures.append(f"{split} {100 * mean.mean:.0f} %, not {100 * NEAREST[footage][split]:.0f} %")
-        pairs = [pair for record in group for pair in record.get("ordered", ())]
-        ordered = sum(pairs) / len(pairs) if pairs else None
+        ordered = sum(pairs[name]) / len(pairs[name]) if pairs[name] else None
         if ordered is not None and ordered < ORDERED:
             failures.append(f"strengths {100 * ordered:.0f} %, not {100 * ORDERED:.0f} %")
         result, ceiling, detailed, gap = (
