@@ -70,6 +70,7 @@ def test_a_released_model_says_nothing_of_its_own() -> None:
         {"working": {"frames": 17.0}},
         {"working": {"frames": True}},
         {"working": {"width": 96}},
+        {"working": {"pictures": 1}},
         {"working": [6144]},
         {"offers": "style"},
         {"offers": [""]},

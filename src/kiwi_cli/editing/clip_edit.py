@@ -94,10 +94,10 @@ class ClipEdit:
 
     def _given(self, chunks: Frames, count: int) -> Frames:
         """The frames of those that were given, without what `filled` repeated."""
-        return first(chunks, count) if count < (self.plan.settings.frames or 0) else chunks
+        return first(chunks, count) if count < self.plan.least else chunks
 
     def _edit(self, frames: np.ndarray, progress: Progress, round_trip: bool = False) -> Edited:
-        count, frames = len(frames), filled(frames, self.plan.settings.frames)
+        count, frames = len(frames), filled(frames, self.plan.least)
         number = len(self._approximations) + 1
         where = f"window {number}: " if number > 1 else ""  # the first speaks for all that say the same
 
@@ -140,14 +140,11 @@ class ClipEdit:
         return Calibration(tuple(fmean(step) for step in each), self._calibrations[0].shift)
 
 
-def filled(frames: np.ndarray, length: int | None) -> np.ndarray:
-    """Fewer frames than a model was made for at a time, (f, H, W, 3), with the last repeated up to that length.
-
-    A model that was trained on windows of one length knows no other, and a picture least of all.
-    """
+def filled(frames: np.ndarray, length: int) -> np.ndarray:
+    """Fewer frames than a model was made for at a time, (f, H, W, 3), with the last repeated up to that length."""
     import numpy as np
 
-    if length is None or len(frames) >= length:
+    if len(frames) >= length:
         return frames
     return np.concatenate([frames, np.repeat(frames[-1:], length - len(frames), axis=0)])
 

@@ -97,7 +97,7 @@ def _moment(plan: EditPlan, shots: Sequence[int], frame: int, times: Sequence[Fr
     lead = max(0, min(row - latent_frame_count(count) // 2, (length - count) // STRIDE))
     first = start + STRIDE * lead
     alone = layout is None or sum(window.shot == shot for window in layout.windows) == 1
-    latents = latent_frame_count(max(length, plan.settings.frames or 0))
+    latents = latent_frame_count(max(length, plan.least))
     noise = NoisePart(latents, lead, plan.size, size, None if alone else layout, shot)
     at = _time(plan, times, first)
     shown = min(frame, first + count - 1)

@@ -72,9 +72,16 @@ class EditPlan:
 
     @property
     def at_once(self) -> int:
-        """Frames that the model is given at a time: one that is made for a number of them always gets that many."""
+        """Frames that the model is given at a time."""
         frames = self.span.frame_count if self.windows is None else self.windows.frames
-        return max(frames, self.settings.frames or 0)
+        return max(frames, self.least)
+
+    @property
+    def least(self) -> int:
+        """Fewest of them: a model that is made for a number of frames always gets that many, but for a picture that it
+        knows as one."""
+        alone = self.span.frame_count == 1 and not self.request.references and self.settings.pictures
+        return 1 if alone else self.settings.frames or 1
 
     @property
     def asked(self) -> EditRequest:

@@ -9,7 +9,8 @@ Three keys of `model_index.json`, all absent in the released models:
 and a file of its own beside it, `understands.json`: kind of edit -> instructions that the model was trained with.
 
 A model with a working size gets every clip at that area and is given that many frames at a time; the result is
-scaled back to the clip's own size. `detail` makes `--detail auto` take the source's detail for a clip of any size;
+scaled back to the clip's own size. With `"pictures": true` in `working`, a single picture without a reference is given
+to it as one, not as so many frames. `detail` makes `--detail auto` take the source's detail for a clip of any size;
 `steady` is for a model whose frames flicker, `trust` for one that moves and removes nothing (docs/detail.md).
 """
 
@@ -28,6 +29,7 @@ from kiwi_cli.weights.layout import STEM
 UNDERSTANDS = "understands.json"
 USE = ("working", "offers", "detail")
 """The keys of `model_index.json`; of a saved pipeline, whose index the library reads, those of a file of its own."""
+COUNTS = ("pixels", "frames", "steps")
 USE_OF_SAVED = "use.json"
 FEW = 8  # kinds of edit that a sentence can name
 RELEASED_MULTIPLE = 32  # pixels: 16 of the released VAE, 2 of the transformer's patch
@@ -40,6 +42,7 @@ class ModelSettings:
     Attributes:
         pixels: area it works at, or None: the clip's own, up to a budget.
         frames: given to it at a time, or None: as many as are asked for.
+        pictures: a single picture without a reference is no such clip: it knows that form too.
         steps: of the schedule, or None: 50.
         offers: kinds of edit it is good for, in words; empty when it does not say.
         multiple: pixels that width and height must be multiples of.
@@ -52,6 +55,7 @@ class ModelSettings:
 
     pixels: int | None = None
     frames: int | None = None
+    pictures: bool = False
     steps: int | None = None
     offers: tuple[str, ...] = ()
     multiple: int = RELEASED_MULTIPLE
@@ -82,11 +86,11 @@ def read_settings(folder: Path) -> ModelSettings:
     """
     index, source = use_of(folder)
     working, offers = index.get("working", {}), index.get("offers", [])
-    if not isinstance(working, dict) or set(working) - {"pixels", "frames", "steps"}:
+    if not isinstance(working, dict) or set(working) - {*COUNTS, "pictures"}:
         raise _unusable(source, "working", working)
-    for value in working.values():
-        if type(value) is not int or value < 1:
-            raise _unusable(source, "working", working)
+    counts = [working[key] for key in COUNTS if key in working]
+    if type(working.get("pictures", False)) is not bool or any(type(n) is not int or n < 1 for n in counts):
+        raise _unusable(source, "working", working)
     if not isinstance(offers, list) or not all(isinstance(kind, str) and kind for kind in offers):
         raise _unusable(source, "offers", offers)
     detail = index.get("detail", {})
@@ -132,6 +136,6 @@ def size_multiple(folder: Path) -> int:
 def _unusable(path: Path, key: str, value: Any) -> CheckpointError:
     return CheckpointError(
         f"'{path}' says nothing usable of '{key}': {value!r}",
-        'write "working" as {"pixels": N, "frames": N, "steps": N}, "offers" as a list of words, '
+        'write "working" as {"pixels": N, "frames": N, "steps": N, "pictures": true}, "offers" as a list of words, '
         '"detail" as {"steady": true, "trust": 1.0}',
     )
