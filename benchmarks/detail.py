@@ -2,6 +2,7 @@
 
     python benchmarks/detail.py truth                        # drawn truths at 1080p and 2160p
     python benchmarks/detail.py motion clip.mp4 other.mp4    # the embedded model's five styles, and sharp edits
+    python benchmarks/detail.py motion clip.mp4 --no-sharp --styles golden-hour neon noir    # its looks
     python benchmarks/detail.py speed                        # beside x264
     python benchmarks/detail.py memory                       # beside the same frames without detail
 
@@ -33,10 +34,13 @@ from kiwi_cli.bench.tiny.quality import edge_correlation, edge_strength, psnr
 from kiwi_cli.editing.prepare import prepare
 from kiwi_cli.editing.request import EditRequest, ModelChoice
 from kiwi_cli.editing.session import Session
+from kiwi_cli.synth.wordings import LOOK_KINDS
 from kiwi_cli.video import probe, read_frames
 from kiwi_cli.video.detail import Detail, DetailSettings, transfer
 from kiwi_cli.video.geometry import Size, size_of_area
 from kiwi_cli.video.resize import scale
+from kiwi_cli.weights.hub import locate
+from kiwi_cli.weights.settings import read_settings
 
 SIZES = {"1080p": Size(1920, 1080), "2160p": Size(3840, 2160)}
 WORKING = Size(1280, 704)
@@ -50,6 +54,9 @@ WORDS = {
     "black and white": "make it black and white",
     "negative": "make it a negative",
 }
+_TINY = read_settings(locate("tiny"))
+LOOKED = {kind: _TINY.understands[kind][0] for kind in _TINY.offers if kind in LOOK_KINDS}
+"""Its looks, each in the first sentence that it was trained with."""
 EDITS = ("light", "grade", "negative", "recolour", "remove", "insert", "move", "background", "another picture")
 Code = Callable[[list[np.ndarray]], list[np.ndarray]]  # a clip at the working size, as an autoencoder gives it back
 
@@ -282,7 +289,7 @@ def motion(args: argparse.Namespace) -> None:
             for number, frame in enumerate(source):
                 Image.fromarray(frame).save(folder / f"{number:04d}.png")
             for style in args.styles:
-                plain, detailed, meet = edited(session, source, WORDS[style], folder)
+                plain, detailed, meet = edited(session, source, (WORDS | LOOKED)[style], folder)
                 row(name, f"tiny: {style}", [plain, detailed], source, meet)
                 if args.out:
                     args.out.mkdir(parents=True, exist_ok=True)
@@ -386,7 +393,7 @@ def main() -> None:
         if command is motion:
             sub.add_argument("clips", nargs="*", type=Path)
             sub.add_argument("--out", type=Path, help="folder for pictures: source, model, source's detail")
-            sub.add_argument("--styles", nargs="+", choices=WORDS, default=list(WORDS))
+            sub.add_argument("--styles", nargs="+", choices=[*WORDS, *LOOKED], default=list(WORDS))
             sub.add_argument("--no-sharp", dest="sharp", action="store_false", help="the embedded model's rows alone")
         else:
             sub.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
