@@ -296,7 +296,7 @@ def _arguments() -> argparse.Namespace:
         add("--scale", type=float, help="of chunks and the autoencoder's steps (1; on a CPU 0.05)"),
         add("--workers", type=int, help="processes that draw scenes (all cores but two)"),
         add("--max-steps", dest="steps_of_each", type=int, help="of each stage, for trials"),
-        add("--recipe", choices=["whole", "colourist"], default="whole", help="what is drawn and asked"),
+        add("--recipe", choices=["whole", "colourist", "colourist-long"], default="whole", help="what is asked"),
         add("--photographs", action="store_true", help="those of installed packages are drawn from too"),
         add("--no-record", action="store_true", help="hand over every kernel, no CUDA graphs"),
         add("--draws", type=int, default=2, help="timesteps of a row in a step (2)"),

@@ -29,6 +29,7 @@ from kiwi_cli.train.ondevice.guide import Guide
 from kiwi_cli.train.ondevice.learner import Learner
 from kiwi_cli.train.ondevice.objective import Form, Objective
 from kiwi_cli.train.ondevice.prompts import PromptForm
+from kiwi_cli.train.ondevice.recipe import RECIPES, Recipe
 from kiwi_cli.train.ondevice.vision import Tower
 from kiwi_cli.weights.hub import locate
 
@@ -236,3 +237,14 @@ def test_steps_on_rows_of_the_bank_bring_their_loss_down() -> None:
     again.load(learner.tensors())
     for first, second in zip(learner.tensors().values(), again.tensors().values(), strict=True):
         assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
+def test_a_recipe_draws_all_that_it_asks_for(recipe: Recipe) -> None:
+    specs = {spec.name: spec for spec in recipe.specs}
+    assert {ask.spec for ask in recipe.asked} == set(specs) == set(recipe.capacity) == set(recipe.for_the_model)
+    assert set(recipe.for_the_vae) | set(recipe.held_out) <= set(specs)
+    assert all(specs[ask.spec].references for ask in recipe.asked if ask.reference)
+    assert recipe.frames == max(spec.frames for spec in recipe.specs)
+    longest = {name for name, spec in specs.items() if spec.frames == recipe.frames}
+    assert longest & set(recipe.for_the_vae) and longest & set(recipe.held_out)  # the autoencoder learns them, measured

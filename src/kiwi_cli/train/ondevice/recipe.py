@@ -113,6 +113,30 @@ COLOURIST = Recipe(
 )
 """All kinds and the looks, on drawn scenes and on ones nearer to filmed clips, 5 frames at a time."""
 
-RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in (WHOLE, COLOURIST)}
+COLOURIST_LONG = replace(
+    COLOURIST,
+    name="colourist-long",
+    specs=(
+        *COLOURIST.specs,
+        Spec("long", 64, 64, 17, scenes=8, edits=4, looks=True),
+        Spec("natural-long", 64, 64, 17, scenes=8, edits=4, references=0, natural=True),
+        Spec("wide-natural-long", 144, 80, 17, scenes=3, edits=4, references=0, natural=True),
+    ),
+    capacity={**COLOURIST.capacity, "long": 16_000, "natural-long": 16_000, "wide-natural-long": 6_000},
+    for_the_vae={"clip": 10.0, "natural": 15.0, "long": 25.0, "natural-long": 35.0, "wide-natural-long": 15.0},
+    for_the_model={**COLOURIST.for_the_model, "long": 15.0, "natural-long": 20.0, "wide-natural-long": 15.0},
+    asked=(
+        *COLOURIST.asked,
+        Ask("long", False, False, 15),
+        Ask("long", False, True, 6),
+        Ask("natural-long", False, False, 20),
+        Ask("wide-natural-long", False, False, 12),
+    ),
+    held_out={**COLOURIST.held_out, "long": 2, "natural-long": 2},
+    frames=17,
+)
+"""The same in clips of 17 frames too, for which the autoencoder has to be trained first."""
+
+RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in (WHOLE, COLOURIST, COLOURIST_LONG)}
 
 HELD_OUT_SEED = 9_500_000
