@@ -206,7 +206,7 @@ def test_of_300_wishes_that_it_cannot_do_none_is_taken_for_one_that_it_can() -> 
 @pytest.mark.parametrize(
     ("instruction", "nearest"),
     [
-        ("b&w", "black and white"),
+        ("make it foggy", ""),
         ("in watercolour", ""),
         ("remove the red ball", ""),
         ("make it a rainy day", "snowy day"),

@@ -24,7 +24,7 @@ _FILLERS = (
     "frames from get give go has have i image in into is it its kindly like look looking looks made make "
     "me my of on one photo picture please render scene shot show so some something that the this to "
     "slightly little bit somewhat subtly much lot far very strongly extremely really just only both but also can "
-    "transform turn turned version video want we whole will with would you your"
+    "transform turn turned version video want was we whole will with would you your"
 )
 FILLERS = frozenset(_FILLERS.split())
 SPELLINGS = (("grey", "gray"), ("colour", "color"), ("greyscale", "grayscale"), ("ise", "ize"))
@@ -35,13 +35,14 @@ class Match:
     """What was found for an instruction.
 
     Attributes:
-        understood: whether it is of one of the kinds.
+        understood: whether it is of one of the kinds. kind: the most likely of these, '' where it is not.
         instruction: as it was given. texts: of each of the kinds, what it was compared with.
     """
 
     understood: bool
     instruction: str
     texts: tuple[tuple[str, ...], ...]
+    kind: str = ""
 
     @cached_property
     def nearest(self) -> tuple[str, ...]:
@@ -60,13 +61,32 @@ def match(instruction: str, sentences: Sentences, kinds: Iterable[str], known: f
         kinds: those it is good for.
         known: share of the telling words that one kind must know.
     """
-    said = telling(instruction)
+    said, end = telling(instruction), telling(_end(instruction))
     cover = {kind: _cover(said, texts) for kind, texts in sentences.items()}
     good = [kind for kind in kinds if kind in sentences]
     best = max((cover[kind] for kind in good), default=0.0)
     others = max((value for kind, value in cover.items() if kind not in good), default=0.0)
-    texts = tuple(tuple(text for text in sentences[kind] if "{" not in text) for kind in good)
-    return Match(best >= known and best >= others, instruction, texts)
+    texts = {kind: tuple(text for text in sentences[kind] if "{" not in text) for kind in good}
+    likely = [kind for kind in good if cover[kind] == best and (not end or not texts[kind] or end & _ends(texts[kind]))]
+    if best < known or best < others or not likely:
+        return Match(False, instruction, tuple(texts.values()))
+    kind = max(likely, key=lambda kind: _nearest(instruction, said, texts[kind])[0])
+    return Match(True, instruction, tuple(texts.values()), kind)
+
+
+def _end(text: str) -> str:
+    """What it is to become, of an instruction that says so: 'turn night into day' asks for no night."""
+    return text.lower().rpartition(" into ")[2] if " into " in text.lower() else ""
+
+
+@cache
+def _ends(texts: tuple[str, ...]) -> frozenset[str]:
+    """Telling words of what a kind's sentences ask for."""
+    found = []
+    for text in texts:
+        before, _, after = text.rpartition(" to ")
+        found.append(telling(_end(text)) or telling(after) or telling(before))
+    return frozenset().union(*found)
 
 
 @cache

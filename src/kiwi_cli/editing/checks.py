@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kiwi_cli.base.choices import check_device_name, check_dtype_name
-from kiwi_cli.base.understood import KNOWN, SHOWN, match
+from kiwi_cli.base.plainly import plainly
+from kiwi_cli.base.understood import KNOWN, SHOWN, Match, match
 from kiwi_cli.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
@@ -46,13 +47,8 @@ def check_understood(plan: EditPlan) -> list[str]:
     Raises:
         UsageError: the instruction is none of those that the model was trained for.
     """
-    settings = plan.settings
-    if not settings.understands or not settings.offers:
-        return []
-    shown = bool(plan.request.references)
-    kinds = [kind for kind in settings.offers if kind.startswith("reference-") == shown] or settings.offers
-    found = match(plan.request.instruction, settings.understands, kinds, SHOWN if shown else KNOWN)
-    if found.understood:
+    settings, found = plan.settings, understood(plan)
+    if found is None or found.understood:
         return []
     name = plan.request.choice.name
     unknown = f"'{name}' does not know '{plan.request.instruction}'"
@@ -63,6 +59,17 @@ def check_understood(plan: EditPlan) -> list[str]:
         f"{unknown}; it was trained for no more than {settings.good_for}",
         f"say {nearest}; `kiwi prompts --model {name}` lists more, and --force edits all the same",
     )
+
+
+def understood(plan: EditPlan) -> Match | None:
+    """How the instruction fits what the model says that it understands; None where it says nothing."""
+    settings = plan.settings
+    if not settings.understands or not settings.offers:
+        return None
+    shown = bool(plan.request.references)
+    kinds = [kind for kind in settings.offers if kind.startswith("reference-") == shown] or settings.offers
+    words = plan.request.instruction if plan.request.raw else plainly(plan.request.instruction)
+    return match(words, settings.understands, kinds, SHOWN if shown else KNOWN)
 
 
 def check_addresses(request: EditRequest) -> None:

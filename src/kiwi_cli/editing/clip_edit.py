@@ -106,7 +106,7 @@ class ClipEdit:
                 self._told.add(line)
                 self.note(where + line)
 
-        asked = (frames, self.plan.request.prompt, self.references)
+        asked = (frames, self.plan.told(self.plan.request), self.references)
         window = self.kept.window(number, frames) if self.kept is not None else None
         if window is not None:
             done = restored(window, self.editor, *asked, progress, notify)

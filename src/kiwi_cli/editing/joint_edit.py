@@ -80,7 +80,7 @@ class JointEdit:
         self.progress("instruction", 0, 1)
         done = self.editor.edit_long(
             clip,
-            self.plan.request.prompt,
+            self.plan.told(self.plan.request),
             self.references,
             denoising=self.denoising,
             round_trip=round_trip,
@@ -106,7 +106,7 @@ class JointEdit:
         request = self.plan.request
         asked = [request.of_part(part) for part in request.parts]
         works = zip(self.plan.parts, asked, strict=True)
-        return tuple(PartWork(rows, own.prompt, own.sampling.seed) for rows, own in works)
+        return tuple(PartWork(rows, self.plan.told(own), own.sampling.seed) for rows, own in works)
 
     def _kept(self) -> Made | None:
         """What was made before, mapped from its file."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
+from kiwi_cli.base.plainly import plainly
 from kiwi_cli.editing.request import STEPS, EditRequest
 from kiwi_cli.editing.windows import Windows
 from kiwi_cli.editors.base import Found
@@ -87,6 +88,10 @@ class EditPlan:
     def asked(self) -> EditRequest:
         """The request as what is made now is asked for: the last part's words and seed where the rest is kept."""
         return self.request if self.kept is None else self.request.of_part(self.request.parts[-1])
+
+    def told(self, request: EditRequest) -> str:
+        """The instruction of it as the model is given it; a model that says what it understands gets plain words."""
+        return plainly(request.prompt) if self.settings.understands and not request.raw else request.prompt
 
     @property
     def in_windows(self) -> Windows | None:

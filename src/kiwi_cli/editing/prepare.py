@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kiwi_cli.base.events import SILENT, Events
 from kiwi_cli.editing import cache_ratios, paths, references
-from kiwi_cli.editing.checks import check_understood, check_words
+from kiwi_cli.editing.checks import check_understood, check_words, understood
 from kiwi_cli.editing.fitting import check_joint, check_room, check_takes
 from kiwi_cli.editing.outputs import open_comparison, open_output
 from kiwi_cli.editing.paths import default_output, extras_of, numbered
@@ -155,7 +155,10 @@ def _notices(plan: EditPlan, of_references: tuple[str, ...]) -> list[str]:
         notices.append(cost_of(plan.found.price(plan.span.frame_count, plan.rate)))
     if plan.request.sampling.cache_ratios is not None:
         notices += cache_ratios.for_request(plan.request, plan.model, plan.steps)[1]
-    if plan.settings.offers:
+    found = understood(plan)
+    if found is not None and found.understood:
+        notices.append(f"understood as: {found.kind.replace('-', ' ')}")
+    elif plan.settings.offers:
         notices.append(f"the model was trained for no more than: {plan.settings.good_for}")
     notices += open_output(plan, plan.output).notices
     if "comparison" in plan.extras:
