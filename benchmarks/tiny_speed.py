@@ -28,7 +28,7 @@ import numpy as np
 from kiwi_cli.synth.scenes import make_scene
 
 WIDTH, HEIGHT, RATE, SECONDS, SAMPLE_RATE = 1280, 720, 24, 2, 48_000
-LIMIT = 60.0  # seconds that an edit is wanted in, on two cores
+LIMIT = 20.0  # seconds that an edit is wanted in, on two cores
 INSTRUCTION = "make it black and white"
 
 
