@@ -14,6 +14,7 @@ import sys
 from typing import Any
 
 import numpy as np
+import torch
 
 from kiwi_cli.bench.tiny import looks
 from kiwi_cli.bench.tiny.edits import BatchEditor, Task
@@ -67,6 +68,7 @@ def main() -> int:
     parser.add_argument("--scenes", type=int, default=4, help="of each sort, for pictures")
     parser.add_argument("--cases", type=int, default=60, help="scenes for black and white")
     args = parser.parse_args()
+    torch.set_num_threads(1)  # operations this small wait for each other
     try:
         pipe = KiwiPipeline.from_pretrained(args.model, device="cpu", dtype="float32")
     except KiwiError as error:
