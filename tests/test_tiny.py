@@ -245,8 +245,13 @@ def test_the_sentences_that_it_names_and_lists_work(capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("instruction", ["make it snowy", "Turn it black and white!", "as a photographic negative"])
 def test_what_it_knows_is_not_refused(instruction: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = inside(capsys, "edit", CLIP, instruction, "--model", "tiny", "--device", "cpu", "--dry-run")
+    code, out, err = inside(
+        capsys, "edit", CLIP, instruction, "--model", "tiny", "--device", "cpu", "--dry-run", "--json"
+    )
     assert code == 0 and "warning" not in err
+    (said,) = (line for line in json.loads(out)["notices"] if line.startswith("understood as: "))
+    changed = 'and given to the model as "turn it black and white"'
+    assert (changed in said) == instruction.endswith("!") and ("given" in said) == instruction.endswith("!")
 
 
 def test_it_says_what_it_is_good_for(capsys: pytest.CaptureFixture[str]) -> None:

@@ -157,7 +157,9 @@ def _notices(plan: EditPlan, of_references: tuple[str, ...]) -> list[str]:
         notices += cache_ratios.for_request(plan.request, plan.model, plan.steps)[1]
     found = understood(plan)
     if found is not None and found.understood:
-        notices.append(f"understood as: {found.kind.replace('-', ' ')}")
+        words = plan.told(plan.request)
+        given = f', and given to the model as "{words}"' if words != plan.request.prompt else ""
+        notices.append(f"understood as: {found.kind.replace('-', ' ')}{given}")
     elif plan.settings.offers:
         notices.append(f"the model was trained for no more than: {plan.settings.good_for}")
     notices += open_output(plan, plan.output).notices
