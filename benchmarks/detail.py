@@ -334,7 +334,7 @@ def speed(args: argparse.Namespace) -> None:
         clip = next(cases(SIZES[name], args.frames))
         small = blur(1)([scale(frame, WORKING) for frame in clip.source])
         edited = [light(frame) for frame in small]
-        detail, times = Detail(), []
+        detail, times = Detail(device=args.device), []
         for source, *pair in zip(clip.source, edited, small, strict=True):
             clocks = time.perf_counter, time.thread_time, time.process_time
             begin = [clock() for clock in clocks]
@@ -397,6 +397,8 @@ def main() -> None:
             sub.add_argument("--no-sharp", dest="sharp", action="store_false", help="the embedded model's rows alone")
         else:
             sub.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+        if command is speed:
+            sub.add_argument("--device", default="cpu", help="where detail is made: cpu, cuda, cuda:1")
         if command is truth:
             sub.add_argument("--edits", nargs="+", choices=EDITS, default=EDITS)
     args = parser.parse_args()

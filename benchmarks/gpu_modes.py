@@ -3,12 +3,12 @@ memory, and where does it wait for the device?
 
     python benchmarks/random_checkpoint.py /tmp/kiwi-5b
     python benchmarks/gpu_modes.py --model /tmp/kiwi-5b --out results
-    python benchmarks/gpu_modes.py --model /tmp/kiwi-5b --out results --only 'stream*' --again
+    python benchmarks/gpu_modes.py --model /tmp/kiwi-5b --out results --only auto 'stream*' --again
     python benchmarks/gpu_modes.py --rehearse --out results     # the small checkpoint, on the CPU
 
-The cases: every memory level as it is, compiled, in int8 and in fp8; references; two clips with one model; caps of the
-process's memory, which the allocator itself enforces; and too little memory from each stage on. A case that fails is a
-line that says so. Every result is appended to results/modes.jsonl as it comes, and the table written to
+The cases: every memory level as it is, compiled, in int8 and in fp8; references; two clips with one model; a 1080p clip
+with its own detail; a clip twice as long as a window; caps of the process's memory, which the allocator itself
+enforces; and too little memory from each stage on. A case that fails is a line that says so. Every result is appended to results/modes.jsonl as it comes, and the table written to
 results/modes.md; the same command goes on where it stopped. It runs from a checkout that is not installed.
 
 Weights are random. What it takes in seconds is gpu.py's subject.
@@ -62,6 +62,7 @@ class Case:
 
     Attributes:
         options: of `kiwi edit`. reference: with a picture. clips: edited one after the other with one loaded model.
+        larger: a clip larger than the model works at. times: as long as a window.
         cap: GB that the process may have. short: the stage from which on there is too little memory.
         refused: there is no exact plan under the cap.
     """
@@ -70,6 +71,8 @@ class Case:
     options: tuple[str, ...] = ()
     reference: bool = False
     clips: int = 1
+    larger: bool = False
+    times: int = 1
     cap: float | None = None
     short: Stage | None = None
     refused: bool = False
@@ -85,6 +88,10 @@ def cases() -> list[Case]:
     found += [Case("resident fp8 compiled", ("--memory", "resident", "--quantize", "fp8", "--compile"))]
     found += [Case(f"{level} reference", ("--memory", level), reference=True) for level in ("auto", "stream")]
     found += [Case(f"{level} two clips", ("--memory", level, "--compile"), clips=2) for level in ("auto", "stream")]
+    found += [
+        Case(f"{level} detail", ("--memory", level, "--detail", "source"), larger=True) for level in ("auto", "stream")
+    ]
+    found += [Case(f"{level} windows", ("--memory", level), times=2) for level in ("auto", "stream")]
     for cap in CAPS:
         limit = ("--max-memory", f"{cap}GB")
         found += [Case(f"{cap} GB", limit, cap=cap)]
@@ -170,24 +177,28 @@ class Modes:
         self.model, self.folder = model, folder
         self.device = choose_device("auto")
         self.frames, self.width, self.height = (9, 64, 64) if small else (81, 1280, 704)
-        self.clip, self.picture = folder / "clip.mp4", folder / "picture.png"
-        self.draw()
+        self.picture = folder / "picture.png"
 
-    def draw(self) -> None:
-        """The clip, and a reference picture."""
+    def clip_of(self, case: Case) -> Path:
+        """The case's clip, drawn when it is first needed, beside a reference picture."""
         import av
         from PIL import Image
 
         from kiwi_cli.engine.random_model import moving_picture
 
-        frames = moving_picture(self.frames, self.height, self.width)
+        height, width = (self.height * 3 // 2 + 24, self.width * 3 // 2) if case.larger else (self.height, self.width)
+        path = self.folder / f"clip-{case.times}-{height}.mp4"
+        if path.exists():
+            return path
+        frames = moving_picture(self.frames, height, width)
         Image.fromarray(frames[0]).save(self.picture)
-        with av.open(str(self.clip), "w") as container:
+        with av.open(str(path), "w") as container:
             stream = container.add_stream("libx264", rate=16, options={"preset": "veryfast"})
-            stream.width, stream.height, stream.pix_fmt = self.width, self.height, "yuv420p"
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            for number in range(self.frames * case.times):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frames[number % len(frames)])))
             container.mux(stream.encode(None))
+        return path
 
     def run(self, case: Case) -> Record:
         """The record of a case, whatever comes of it."""
@@ -220,7 +231,8 @@ class Modes:
         from kiwi_cli.cli import run
 
         out = self.folder / "out.mp4"
-        words = ["ref-edit" if case.reference else "edit", str(self.clip), INSTRUCTION, "--model", str(self.model)]
+        clip = self.clip_of(case)
+        words = ["ref-edit" if case.reference else "edit", str(clip), INSTRUCTION, "--model", str(self.model)]
         words += ["--ref", str(self.picture)] if case.reference else []
         words += ["--steps", str(STEPS), "--device", "auto", *case.options, "--json", "--overwrite", "-o", str(out)]
         said, told = io.StringIO(), io.StringIO()
@@ -249,13 +261,14 @@ class Modes:
         options: dict[str, Any] = {
             names[name]: value for name, value in zip(case.options, case.options[1:], strict=False) if name in names
         }
+        clip = self.clip_of(case)
         editor: Editor = kiwi_cli.load(str(self.model), compile="--compile" in case.options, **options)
         counts, frames = [], 0
         try:
             for number in range(case.clips):
                 out = self.folder / f"out-{number}.mp4"
                 result = kiwi_cli.edit(
-                    self.clip, INSTRUCTION, editor=editor, events=events, output=out, overwrite=True, steps=STEPS
+                    clip, INSTRUCTION, editor=editor, events=events, output=out, overwrite=True, steps=STEPS
                 )
                 frames += result.frames
                 counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
@@ -273,7 +286,7 @@ class Modes:
         if case.cap is not None and record.get("reserved", 0) > case.cap * 1e9:
             return False
         graphs = record.get("graphs", [0])
-        return record["frames"] == self.frames * case.clips and len(set(graphs)) == 1
+        return record["frames"] == self.frames * case.times * case.clips and len(set(graphs)) == 1
 
 
 def table(records: dict[str, Record], note: str) -> str:
@@ -303,7 +316,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, help="a checkpoint folder of the full size")
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
-    parser.add_argument("--only", metavar="PATTERN", default="*", help="cases whose names match, such as 'stream*'")
+    parser.add_argument(
+        "--only", metavar="PATTERN", nargs="+", default=["*"], help="cases whose names match, such as 'stream*', in turn"
+    )
     parser.add_argument("--again", action="store_true", help="also the cases that are there already")
     parser.add_argument("--note", default="", help="a line above the table")
     parser.add_argument("--rehearse", action="store_true", help="the small checkpoint and a small clip")
@@ -315,7 +330,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / ("modes-rehearsal.jsonl" if options.rehearse else "modes.jsonl")
     there = {} if options.again else read(path)
-    todo = [case for case in cases() if fnmatch.fnmatch(case.name, options.only) and case.name not in there]
+    named = {case.name: case for pattern in options.only for case in cases() if fnmatch.fnmatch(case.name, pattern)}
+    todo = [case for name, case in named.items() if name not in there]
     with tempfile.TemporaryDirectory() as folder:
         modes = Modes(model, Path(folder), options.rehearse)
         for case in todo:

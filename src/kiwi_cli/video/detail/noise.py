@@ -61,5 +61,6 @@ def _left(trip: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     # in a picture of one colour 1e-6 is lost in a sum of thousands.
     wide = basis.double()
     gram = wide @ wide.T + 1e-6 * torch.eye(len(basis), dtype=torch.float64, device=basis.device)
-    weights = torch.linalg.solve(gram, wide @ wanted.flatten().double()).to(basis.dtype)
+    # Five unknowns: on the host, for a device's solver takes longer to start than a frame takes.
+    weights = torch.linalg.solve(gram.cpu(), (wide @ wanted.flatten().double()).cpu()).to(basis)
     return wanted - (weights @ basis).view_as(wanted)
