@@ -8,8 +8,9 @@ memory, and where does it wait for the device?
 
 The cases: every memory level as it is, compiled, in int8 and in fp8; references; two clips with one model; a 1080p clip
 with its own detail; a clip twice as long as a window; caps of the process's memory, which the allocator itself
-enforces; and too little memory from each stage on. A case that fails is a line that says so. Every result is appended to results/modes.jsonl as it comes, and the table written to
-results/modes.md; the same command goes on where it stopped. It runs from a checkout that is not installed.
+enforces; and too little memory from each stage on. A case that fails is a line that says so. Every result is appended
+to results/modes.jsonl as it comes, and the table written to results/modes.md; the same command goes on where it
+stopped. It runs from a checkout that is not installed.
 
 Weights are random. What it takes in seconds is gpu.py's subject.
 """
@@ -317,7 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, help="a checkpoint folder of the full size")
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
     parser.add_argument(
-        "--only", metavar="PATTERN", nargs="+", default=["*"], help="cases whose names match, such as 'stream*', in turn"
+        "--only", metavar="PATTERN", nargs="+", default=["*"], help="cases with such names, in turn, as 'stream*'"
     )
     parser.add_argument("--again", action="store_true", help="also the cases that are there already")
     parser.add_argument("--note", default="", help="a line above the table")
