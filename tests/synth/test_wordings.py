@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kiwi_cli.errors import UsageError
-from kiwi_cli.synth.wordings import KINDS, SLOTS, SPLITS, WORDINGS, fill, wording, written
+from kiwi_cli.synth.wordings import EVERY_KIND, KINDS, SLOTS, SPLITS, WORDINGS, fill, wording, written
 
 FILLING = {"ground": "a red to blue gradient", "object": "orange ball", "colour": "azure", "place": "top left corner"}
 
@@ -106,3 +106,12 @@ def test_a_kind_or_slot_that_is_not_there_is_named() -> None:
         wording("melt", {}, rng)
     with pytest.raises(UsageError, match="'change' needs 'colour'"):
         wording("change", {"object": "red ball"}, rng)
+
+
+def test_no_sentence_is_of_two_kinds() -> None:
+    """What is asked for in the same words cannot be told apart: "make it moonlit" was night and moonlight."""
+    owners: dict[str, set[str]] = {}
+    for kind in EVERY_KIND:
+        for template in (*WORDINGS[kind].seen, *WORDINGS[kind].held_out):
+            owners.setdefault(plain(re.sub(r"\{(how|more|so)\}", "", template)), set()).add(kind)
+    assert not {sentence: kinds for sentence, kinds in owners.items() if len(kinds) > 1}

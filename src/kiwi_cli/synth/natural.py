@@ -3,7 +3,8 @@
 The dead leaves model: patches fall on each other, their sizes by a power law, which gives the edges and the scale
 invariance of photographs; within each lies noise of a 1/f spectrum. Colours are drawn from those of skies, leaves,
 earth, skin, stone and walls, seldom strong ones. Or the camera moves over a part of a photograph, where some are given.
-Only for looks and styles: nothing in such a scene has a name.
+Nothing in such a scene has a name, so it is for looks and styles; or drawn things are put on it (`scenes.populated`),
+for edits of those on a ground as in filmed clips.
 """
 
 from __future__ import annotations

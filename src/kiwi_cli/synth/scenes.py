@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -219,27 +219,36 @@ def make_scene(seed: int, width: int, height: int, frames: int, held_out: bool =
     """
     rng = np.random.default_rng([seed, int(held_out)])
     grid = Grid(width, height, frames)
-    colours = list(PALETTE)
     while True:
         family, ground = random_ground(rng, held_out)
         speed = 0.3 / max(frames - 1, 10)
         drift = tuple(float(v) for v in rng.uniform(-speed, speed, 2)) if rng.integers(4) else (0.0, 0.0)
-        scene = Scene(grid, family, ground, (drift[0], drift[1]), (), held_out)
-        things: list[Thing] = []
-        wanted = 1 + int(rng.integers(2))
-        for _ in range(12):  # attempts; a ground of many colours may leave no colour that stands out
-            shape, colour = str(rng.choice(SHAPES)), str(rng.choice(colours))
-            thing = random_thing(rng, grid, shape, colour)
-            if any(other.shape == shape or other.name == colour for other in things):
-                continue
-            if not all(_apart(thing, other, frames) for other in things):
-                continue
-            if stands_out(rgb(colour), scene.bare, scene.covered(thing)):
-                things.append(thing)
-            if len(things) == wanted:
-                break
-        if things:
-            # What `bare` computed is kept for the scene that has the things.
-            whole = Scene(grid, family, ground, scene.drift, tuple(things), held_out)
-            whole.__dict__["bare"] = scene.bare
-            return whole
+        scene = populated(Scene(grid, family, ground, (drift[0], drift[1]), (), held_out), rng)
+        if scene.things:
+            return scene
+
+
+def populated(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with one or two things on it, or as it is where no thing would stand out from the ground.
+
+    Args:
+        scene: without things.
+        rng: that shapes, colours, places and ways are drawn from.
+    """
+    colours = list(PALETTE)
+    things: list[Thing] = []
+    wanted = 1 + int(rng.integers(2))
+    for _ in range(12):  # attempts; a ground of many colours may leave no colour that stands out
+        shape, colour = str(rng.choice(SHAPES)), str(rng.choice(colours))
+        thing = random_thing(rng, scene.grid, shape, colour)
+        if any(other.shape == shape or other.name == colour for other in things):
+            continue
+        if not all(_apart(thing, other, scene.grid.frames) for other in things):
+            continue
+        if stands_out(rgb(colour), scene.bare, scene.covered(thing)):
+            things.append(thing)
+        if len(things) == wanted:
+            break
+    whole = replace(scene, things=tuple(things))
+    whole.__dict__["bare"] = scene.bare  # what was computed is kept; of a clip that was not drawn here there is no more
+    return whole

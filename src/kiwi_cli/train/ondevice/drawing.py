@@ -17,11 +17,16 @@ from kiwi_cli.synth.edits import LOCAL, STYLES, make_edit
 from kiwi_cli.synth.natural import natural_scene
 from kiwi_cli.synth.photographs import read
 from kiwi_cli.synth.phrases_looks import LOOK_WORDINGS
-from kiwi_cli.synth.scenes import Scene, make_scene
+from kiwi_cli.synth.scenes import Scene, make_scene, populated
 from kiwi_cli.synth.wordings import EVERY_KIND, wording
 
 TEXT = 30
 """Tokens of the longest instruction that is kept; a longer wording is drawn again."""
+
+THINGS = 78
+"""Of seeds: things on natural scenes are drawn from numbers of their own."""
+ATTEMPTS = 4
+"""To put things on a natural scene."""
 
 PLAIN = {
     "black-and-white": 1.4,
@@ -31,10 +36,10 @@ PLAIN = {
     "negative": 1.0,
     "pencil": 1.2,
     "posterise": 1.2,
-    "background": 2.0,
-    "change": 2.0,
-    "remove": 1.5,
-    "add": 2.0,
+    "background": 5.0,
+    "change": 4.0,
+    "remove": 5.0,
+    "add": 3.0,
 }
 """Kinds without a reference picture, and how often each is drawn."""
 SLOW = {
@@ -54,7 +59,7 @@ SLOW = {
 many pairs."""
 LOOKS = {**dict.fromkeys(LOOK_WORDINGS, 1.0), **SLOW}
 """Looks, and how often each is drawn."""
-ON_ANYTHING = {**{kind: PLAIN[kind] for kind in STYLES}, **LOOKS}
+ON_ANYTHING = {**{kind: PLAIN[kind] for kind in (*STYLES, "add")}, **LOOKS}
 """Kinds of scenes without things."""
 WITH_REFERENCE = {"reference-background": 1.0, "reference-subject": 1.6}
 
@@ -65,7 +70,9 @@ class Spec:
 
     Attributes:
         scenes: of a chunk. edits, references: of each scene, without and with a reference picture.
-        looks: looks are among the edits. natural: scenes nearer to filmed ones, which have styles and looks alone.
+        looks: looks are among the edits. natural: scenes nearer to filmed ones, which have no things, and so only edits
+            for which none is needed.
+        things: on natural scenes too, which then have all kinds of edits.
     """
 
     name: str
@@ -77,11 +84,12 @@ class Spec:
     references: int = 1
     looks: bool = False
     natural: bool = False
+    things: bool = False
 
     @property
     def kinds(self) -> Mapping[str, float]:
         """Kinds without a reference picture, and how often each is drawn."""
-        if self.natural:
+        if self.natural and not self.things:
             return ON_ANYTHING
         return {**PLAIN, **LOOKS} if self.looks else PLAIN
 
@@ -193,11 +201,17 @@ class Drawer:
 
     def scene(self, spec: Spec, seed: int, held_out: bool) -> Scene:
         size = (spec.width, spec.height, spec.frames)
-        return (
-            natural_scene(seed, *size, held_out, self.photographs)
-            if spec.natural
-            else make_scene(seed, *size, held_out)
-        )
+        if not spec.natural:
+            return make_scene(seed, *size, held_out)
+        scene = natural_scene(seed, *size, held_out, self.photographs)
+        if not spec.things:
+            return scene
+        rng = np.random.default_rng([seed, int(held_out), THINGS])
+        for _ in range(ATTEMPTS):
+            found = populated(scene, rng)
+            if found.things:
+                return found
+        return make_scene(seed, *size, held_out)  # a ground on which nothing stands out
 
     def coverage(self, mask: np.ndarray) -> np.ndarray:
         """As `Encoder.coverage` for 4k + 1 frames: (F, H, W) to (T, h, w) fp32."""

@@ -121,21 +121,37 @@ COLOURIST_LONG = replace(
         Spec("long", 64, 64, 17, scenes=8, edits=4, looks=True),
         Spec("natural-long", 64, 64, 17, scenes=8, edits=4, references=0, natural=True),
         Spec("wide-natural-long", 144, 80, 17, scenes=3, edits=4, references=0, natural=True),
+        Spec("things", 64, 64, 5, scenes=16, edits=6, looks=True, natural=True, things=True),
+        Spec("wide-things", 144, 80, 5, scenes=6, edits=6, looks=True, natural=True, things=True),
+        Spec("things-long", 64, 64, 17, scenes=8, edits=4, looks=True, natural=True, things=True),
     ),
-    capacity={**COLOURIST.capacity, "long": 16_000, "natural-long": 16_000, "wide-natural-long": 6_000},
-    for_the_vae={"clip": 10.0, "natural": 15.0, "long": 25.0, "natural-long": 35.0, "wide-natural-long": 15.0},
-    for_the_model={**COLOURIST.for_the_model, "long": 15.0, "natural-long": 20.0, "wide-natural-long": 15.0},
+    capacity={
+        **COLOURIST.capacity,
+        **{"long": 16_000, "natural-long": 16_000, "wide-natural-long": 6_000},
+        **{"things": 48_000, "wide-things": 12_000, "things-long": 16_000},
+    },
+    for_the_vae={"clip": 10.0, "natural": 10.0, "long": 25.0, "natural-long": 30.0, "wide-natural-long": 15.0}
+    | {"things": 5.0, "things-long": 10.0},
+    for_the_model={**COLOURIST.for_the_model, "long": 15.0, "natural-long": 15.0, "wide-natural-long": 15.0}
+    | {"things": 30.0, "wide-things": 20.0, "things-long": 20.0},
     asked=(
         *COLOURIST.asked,
         Ask("long", False, False, 15),
         Ask("long", False, True, 6),
         Ask("natural-long", False, False, 20),
         Ask("wide-natural-long", False, False, 12),
+        Ask("things", False, False, 20),
+        Ask("things", False, True, 6),
+        Ask("things", True, False, 8),
+        Ask("wide-things", False, False, 12),
+        Ask("wide-things", False, True, 4),
+        Ask("things-long", False, False, 16),
     ),
-    held_out={**COLOURIST.held_out, "long": 2, "natural-long": 2},
+    held_out={**COLOURIST.held_out, "long": 2, "natural-long": 2, "things": 4},
     frames=17,
 )
-"""The same in clips of 17 frames too, for which the autoencoder has to be trained first."""
+"""The same in clips of 17 frames too, for which the autoencoder has to be trained first, and with drawn things on
+scenes nearer to filmed ones."""
 
 RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in (WHOLE, COLOURIST, COLOURIST_LONG)}
 
