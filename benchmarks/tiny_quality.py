@@ -1,6 +1,7 @@
 """How well a small model edits held-out synthetic clips: the table of docs/tiny.md, and its contact sheets.
 
     python benchmarks/tiny_quality.py tiny --out results/tiny
+    python benchmarks/tiny_quality.py tiny --out results/tiny-natural --natural    # grounds nearer to filmed ones
     python benchmarks/tiny_quality.py MODEL_FOLDER --count 8 --kinds night snow --out results/trial
 
 For each kind of edit and both sorts of wordings, the same held-out scenes are edited by the real sampler and measured
@@ -61,7 +62,7 @@ def start_worker(run: dict[str, Any]) -> None:
 
 
 def make(number: int) -> quality.Case:
-    return quality.make_case(number, *_run["size"], _run["frames"])
+    return quality.make_case(number, *_run["size"], _run["frames"], _run["natural"])
 
 
 def check_batches(_: int = 0) -> int:
@@ -167,7 +168,8 @@ def groups(todo: dict[int, list[tuple[str, str]]]) -> Iterator[list[Work]]:
 
 def draw_sheets(args: argparse.Namespace, records: dict[tuple[int, str, str], dict[str, Any]]) -> list[Path]:
     """The first scenes' last frames: source, result and truth, and of references both pictures and both results."""
-    cases = [quality.make_case(number, *args.size, args.frames) for number in range(min(args.count, SHEET_SCENES))]
+    count = min(args.count, SHEET_SCENES)
+    cases = [quality.make_case(number, *args.size, args.frames, args.natural) for number in range(count)]
     folder = args.out / "sheets"
     folder.mkdir(exist_ok=True)
     written = []
@@ -210,7 +212,8 @@ def report(args: argparse.Namespace, notes: dict[str, Any], records: dict[tuple[
         quality.markdown(rows),
         f"Passing: {', '.join(result['passing']) or 'none'}.",
         "",
-        f"{notes['steps']} steps, {notes['size']}, {notes['frames']} frames, fp32; batched edits differ from the "
+        f"{notes['steps']} steps, {notes['size']}, {notes['frames']} frames, "
+        f"{'natural' if notes['natural'] else 'drawn'} grounds, fp32; batched edits differ from the "
         f"pipeline's own by {notes['batched_difference']} of 255 at most, over six edits; {notes['seconds']:.0f} s "
         f"for {notes['edited']} edits with {notes['processes']} processes.",
     ]
@@ -231,6 +234,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--wordings", nargs="+", choices=SPLITS, default=list(SPLITS))
     parser.add_argument("--size", default="64x64")
     parser.add_argument("--frames", type=int, default=5)
+    parser.add_argument("--natural", action="store_true", help="things on grounds nearer to filmed ones")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
@@ -254,6 +258,7 @@ def main() -> None:
     (args.out / "frames").mkdir(parents=True, exist_ok=True)
     size = "x".join(map(str, args.size))
     settings = {"model": fingerprint(folder), "size": size, "frames": args.frames, "steps": args.steps}
+    settings["natural"] = args.natural
     check_settings(args.out, settings)
     path = args.out / "edits.jsonl"
     records = read_records(path)

@@ -3,8 +3,8 @@
 The dead leaves model: patches fall on each other, their sizes by a power law, which gives the edges and the scale
 invariance of photographs; within each lies noise of a 1/f spectrum. Colours are drawn from those of skies, leaves,
 earth, skin, stone and walls, seldom strong ones. Or the camera moves over a part of a photograph, where some are given.
-Nothing in such a scene has a name, so it is for looks and styles; or drawn things are put on it (`scenes.populated`),
-for edits of those on a ground as in filmed clips.
+Nothing in such a scene has a name, so it is for looks and styles; or drawn things are put on it, for edits of those on
+a ground as in filmed clips.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kiwi_cli.synth import photographs as photos
-from kiwi_cli.synth.scenes import Scene, scene_of
+from kiwi_cli.synth.scenes import Scene, populated, scene_of
 
 # Hue from and to, saturation, brightness, and how often.
 _MATTER = (
@@ -52,6 +52,23 @@ def natural_scene(
         canvas = _canvas(rng, wide, high, held_out)
     picture = _filmed(rng, canvas, width, height, frames, margin)
     return scene_of(picture, "natural", held_out)
+
+
+def scene_with_things(
+    seed: int, width: int, height: int, frames: int, held_out: bool = False, photographs: Sequence[np.ndarray] = ()
+) -> Scene:
+    """The natural scene of a seed with one or two drawn things on it, arguments as of `natural_scene`.
+
+    Where nothing stands out from the ground in a few attempts, the next seed's ground is taken.
+    """
+    rng = np.random.default_rng([seed, int(held_out), 78])
+    while True:
+        scene = natural_scene(seed, width, height, frames, held_out, photographs)
+        for _ in range(4):
+            found = populated(scene, rng)
+            if found.things:
+                return found
+        seed += 1
 
 
 def _colour(rng: np.random.Generator, held_out: bool) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from kiwi_cli.synth.edits import LOCAL, LUMA, STYLES, Edit, make_edit
+from kiwi_cli.synth.natural import scene_with_things
 from kiwi_cli.synth.scenes import Scene, make_scene
 from kiwi_cli.synth.wordings import KINDS, SPLITS, Split, wording
 
@@ -60,13 +61,16 @@ class Case:
         return wording(kind, self.edits[kind].slots, rng, split)
 
 
-def make_case(number: int, width: int = 64, height: int = 64, frames: int = 5) -> Case:
+def make_case(number: int, width: int = 64, height: int = 64, frames: int = 5, natural: bool = False) -> Case:
     """The case of a number: textures, hues and references that training does not have.
 
     What an edit chooses freely is drawn anew until its truth differs from the other free kinds' by `LEAST_RMS`.
+
+    Args:
+        natural: things are on grounds nearer to filmed ones.
     """
     seed = FIRST_SEED + number
-    scene = make_scene(seed, width, height, frames, held_out=True)
+    scene = (scene_with_things if natural else make_scene)(seed, width, height, frames, held_out=True)
 
     def edit(kind: str, other: int, apart: Iterable[Edit]) -> Edit:
         """Its free choices drawn until its truth differs from some others."""

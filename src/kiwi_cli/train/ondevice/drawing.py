@@ -14,19 +14,14 @@ from PIL import Image
 from kiwi_cli.data.views import SHRINK, shrink_on_white
 from kiwi_cli.model.vision_sizes import IMAGE_MULTIPLE, PixelBounds, frame_sizes, smart_size
 from kiwi_cli.synth.edits import LOCAL, STYLES, make_edit
-from kiwi_cli.synth.natural import natural_scene
+from kiwi_cli.synth.natural import natural_scene, scene_with_things
 from kiwi_cli.synth.photographs import read
 from kiwi_cli.synth.phrases_looks import LOOK_WORDINGS
-from kiwi_cli.synth.scenes import Scene, make_scene, populated
+from kiwi_cli.synth.scenes import Scene, make_scene
 from kiwi_cli.synth.wordings import EVERY_KIND, wording
 
 TEXT = 30
 """Tokens of the longest instruction that is kept; a longer wording is drawn again."""
-
-THINGS = 78
-"""Of seeds: things on natural scenes are drawn from numbers of their own."""
-ATTEMPTS = 4
-"""To put things on a natural scene."""
 
 PLAIN = {
     "black-and-white": 1.4,
@@ -203,15 +198,8 @@ class Drawer:
         size = (spec.width, spec.height, spec.frames)
         if not spec.natural:
             return make_scene(seed, *size, held_out)
-        scene = natural_scene(seed, *size, held_out, self.photographs)
-        if not spec.things:
-            return scene
-        rng = np.random.default_rng([seed, int(held_out), THINGS])
-        for _ in range(ATTEMPTS):
-            found = populated(scene, rng)
-            if found.things:
-                return found
-        return make_scene(seed, *size, held_out)  # a ground on which nothing stands out
+        made = scene_with_things if spec.things else natural_scene
+        return made(seed, *size, held_out, self.photographs)
 
     def coverage(self, mask: np.ndarray) -> np.ndarray:
         """As `Encoder.coverage` for 4k + 1 frames: (F, H, W) to (T, h, w) fp32."""
