@@ -176,7 +176,7 @@ def test_a_frame_is_enlarged_in_strips_as_torch_does_it_whole(size: tuple[int, i
     height, width = 151, 256
     noise = torch.rand(*size, 3, generator=torch.Generator().manual_seed(0))
     frame = (noise * 120 + 60).to(torch.uint8)  # overshoots are no matter here: bytes are clipped on the way
-    whole = resized(frame.float(), height, width, "bicubic").permute(2, 0, 1)
+    whole = resized(frame.float(), height, width, "bicubic").transpose(1, 2)
     cases = {
         "bytes": (frame, {}, 0.7),  # rounded once
         "exact bytes": (frame, {"exact": True}, 0.05),
@@ -185,16 +185,27 @@ def test_a_frame_is_enlarged_in_strips_as_torch_does_it_whole(size: tuple[int, i
     }
     everything = slice(0, height)
     for name, (given, how, most) in cases.items():
-        at_once = Enlarged(given, (height, width), everything, **how).rows(everything)
+        at_once = Enlarged((given,), (height, width), everything, **how).rows(everything)[:, 0]
         torch.testing.assert_close(at_once, whole, atol=most, rtol=0)
         strips = []
         for top in range(0, height, 40):
-            enlarged = Enlarged(given, (height, width), slice(top, min(top + 40, height)), **how)
+            enlarged = Enlarged((given,), (height, width), slice(top, min(top + 40, height)), **how)
             strips += [
-                enlarged.rows(slice(row, min(row + 7, top + 40, height)))
+                enlarged.rows(slice(row, min(row + 7, top + 40, height)))[:, 0]
                 for row in range(top, min(top + 40, height), 7)
             ]
-        torch.testing.assert_close(torch.cat(strips, 1), at_once, atol=0 if name == "bytes" else 1e-3, rtol=0)
+        torch.testing.assert_close(torch.cat(strips), at_once, atol=0 if name == "bytes" else 1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("count", "width"), [(160, 1920), (32, 384), (9, 1447), (40, 37), (1, 5)])
+def test_maps_are_stretched_as_torch_does_it(count: int, width: int) -> None:
+    """In pieces: several, and one where the width has no divisor. What is the same everywhere stays so, exactly."""
+    from kiwi_cli.video.detail.enlarge import stretched
+
+    rows = torch.rand(7, count, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.interpolate(rows[None], size=width, mode="linear")[0]
+    torch.testing.assert_close(stretched(rows, width).transpose(0, 1).flatten(1), expected, atol=1e-4, rtol=0)
+    assert (stretched(torch.ones_like(rows), width) == 1).all()
 
 
 def test_cores_share_the_work_and_say_what_went_wrong() -> None:

@@ -28,7 +28,7 @@ def test_maps_do_not_depend_on_the_bands_they_are_fitted_in(monkeypatch: pytest.
     fitted = []
     for band in (3, 1000):
         monkeypatch.setattr(maps, "BAND", band)
-        fitted.append(maps.fit([moments], [1], loss, DetailSettings(), Cores(1), noise=1e-4))
+        fitted.append(maps.fit([moments], [1], loss, DetailSettings(), noise=1e-4))
     torch.testing.assert_close(*fitted)
     strength = fitted[0][[0, 4, 8]].mean((1, 2))
     torch.testing.assert_close(strength, torch.tensor([0.4, 0.7, 0.9]), atol=0.05, rtol=0)

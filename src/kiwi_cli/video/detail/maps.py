@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from kiwi_cli.video.detail.cores import Cores
 from kiwi_cli.video.detail.moments import CHANGE, PAIRS, E, Moments, R, box, covariances, mean_of, variance
 from kiwi_cli.video.detail.settings import DetailSettings
 
@@ -40,7 +39,6 @@ def fit(
     weights: Sequence[float],
     loss: torch.Tensor,
     settings: DetailSettings,
-    cores: Cores,
     noise: float = 0.0,
 ) -> torch.Tensor:
     """Maps once a block, (10, h, w): `A` by rows (output, then input channel), and how unchanged it is there, 0..1.
@@ -50,7 +48,6 @@ def fit(
     Args:
         frames: that maps are fitted to, and how much each counts.
         loss: (h, w), what the autoencoder loses.
-        cores: that share the work.
         noise: of `noise_of`.
     """
     height, width = loss.shape
@@ -61,15 +58,14 @@ def fit(
     wide = _wide(coarse, (height, width), settings.eps, radius)
     maps = torch.empty((14 if noise > 0 else 10, height, width), dtype=torch.float32, device=loss.device)
 
-    def make(top: int) -> None:
+    # One band after the other: shared among cores, operations as small as these mostly wait for each other.
+    for top in range(0, height, BAND):
         bottom = min(top + BAND, height)
         # A map's boxes reach as far as its radius, twice: what is fitted, and what is smoothed.
         reach = 2 * radius
         around = slice(max(0, top - reach), min(height, bottom + reach))
         found = _fit(mean_of(frames, weights, around), loss[around], wide[..., around, :], settings, radius, noise)
         maps[:, top:bottom] = found[:, top - around.start : bottom - around.start]
-
-    cores.each(make, range(0, height, BAND))
     return maps
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from math import gcd
 from typing import NamedTuple
 
 import torch
@@ -26,6 +28,8 @@ EE, CHANGE = 21, 22
 LIMITS = torch.tensor([0.5] * 6 + [0.25] * 15 + [0.75, 0.1])
 """How large a row can be, of values around 0; of a change no more counts."""
 ROWS, WHOLE = len(LIMITS), 32767
+FEW = 16
+"""Blocks whose means are taken in one product, at most."""
 COARSE = 4
 """Blocks to a side of a coarse one."""
 
@@ -74,10 +78,14 @@ class Grid:
         """Means over blocks, of lines that a band is: (C, lines, w) -> (C, rows, w / 4)."""
         if not self.even:
             return F.adaptive_avg_pool2d(pixels, self.blocks)
-        for _ in range(STEP.bit_length() - 1):  # halved twice; several times as fast as a pooling
-            pixels = pixels[:, ::2] + pixels[:, 1::2]
-            pixels = pixels[:, :, ::2] + pixels[:, :, 1::2]
-        return pixels / (STEP * STEP)
+        channels, lines, width = pixels.shape
+        first, *others = pixels.view(channels, -1, STEP, width).unbind(2)
+        total = first + others[0]
+        for line in others[1:]:
+            total += line
+        # Across, a product with the means of a few blocks: much faster than sums of every fourth column, or a pooling.
+        few = gcd(width // STEP, FEW)
+        return (total.view(-1, few * STEP) @ means_of(few, pixels.device)).view(channels, lines // STEP, width // STEP)
 
     def most(self, pixels: torch.Tensor) -> torch.Tensor:
         """The largest mean over a quarter of a block, of lines that a band is: (lines, w) -> (rows, w / 4)."""
@@ -89,6 +97,12 @@ class Grid:
             pixels = pixels[:, ::2] + pixels[:, 1::2]
         across = torch.maximum(pixels[::2], pixels[1::2])
         return torch.maximum(across[:, ::2], across[:, 1::2]) / (STEP * STEP // 4)
+
+
+@lru_cache(maxsize=32)
+def means_of(blocks: int, device: torch.device) -> torch.Tensor:
+    """(4 blocks, blocks): of sums of four lines it makes means over blocks of 4 x 4."""
+    return torch.eye(blocks, device=device).repeat_interleave(STEP, 0) / (STEP * STEP)
 
 
 def block_moments(edited: torch.Tensor, round_trip: torch.Tensor, cores: Cores) -> Moments:

@@ -140,7 +140,7 @@ class Detail:
             # An autoencoder's loss is no matter of a single frame; of those to come it is not known yet.
             losses = [(one.loss, weight) for one, weight in zip(shot, weights, strict=True) if one.loss is not None]
             loss = torch.stack([plane * (weight / sum(w for _, w in losses)) for plane, weight in losses]).sum(0)
-            maps = fit([one.moments for one in shot], weights, loss, self.settings, self._cores, noise)
+            maps = fit([one.moments for one in shot], weights, loss, self.settings, noise)
             if steady:
                 pairs = [one.edited for one in shot], [one.round_trip for one in shot]
                 edited, round_trip = self._cores.each(lambda frames: _total(frames, weights), pairs)
