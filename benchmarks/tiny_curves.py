@@ -38,7 +38,9 @@ def draw_vae(lines: list[dict[str, float]]) -> Image.Image:
     return page
 
 
-MEAN_OF = 10  # lines, of a run in minutes, where batches of many forms take turns
+MEAN_OF = 10  # lines at most, of a run in minutes, where batches of many forms take turns
+WARM_UP = 100  # steps that are left out of a longer run: the rate still rises
+LEAST = 20  # points of a run, if it has as many lines: on a GPU a line is of hundreds of steps
 
 
 def draw_minutes(paths: list[Path]) -> Image.Image:
@@ -55,13 +57,15 @@ def draw_minutes(paths: list[Path]) -> Image.Image:
             sys.exit(f"error: cannot read '{path}': {error}\n\nhint: --minutes takes a run's metrics.jsonl")
         lines = [line for line in read if line.get("stage") == "model" and math.isfinite(line.get("loss", math.nan))]
         points = curves.series(lines, "loss").get("", [])
+        points = [point for point in points if point[0] > WARM_UP] or points
         if not points:
             sys.exit(f"error: '{path}' has no loss of the model\n\nhint: it had not come to the model; leave it out")
-        groups = [points[first : first + MEAN_OF] for first in range(0, len(points), MEAN_OF)]
+        of = max(1, min(MEAN_OF, len(points) // LEAST))
+        groups = [points[first : first + of] for first in range(0, len(points), of)]
         found[f"run {number}"] = [(group[-1][0], sum(loss for _, loss in group) / len(group)) for group in groups]
     page = Image.new("RGB", (curves.WIDTH, curves.PANEL), "white")
     last = int(max(step for points in found.values() for step, _ in points))
-    curves._panel(ImageDraw.Draw(page), 0, "training loss, means of ten lines", found, last)
+    curves._panel(ImageDraw.Draw(page), 0, "training loss, means of up to ten lines", found, last)
     return page
 
 

@@ -71,6 +71,8 @@ def test_a_released_model_says_nothing_of_its_own() -> None:
         {"working": {"frames": True}},
         {"working": {"width": 96}},
         {"working": {"pictures": 1}},
+        {"working": {"frames": 5, "least": 9}},
+        {"working": {"least": 5}},
         {"working": [6144]},
         {"offers": "style"},
         {"offers": [""]},

@@ -9,7 +9,6 @@ from functools import cache
 import numpy as np
 import pytest
 
-from kiwi_cli.errors import UsageError
 from kiwi_cli.synth.edits import PAIRS, STYLE_OF, is_held_out, make_edit
 from kiwi_cli.synth.looks import AMOUNTS, LOOKS, LUMA, TINTS, tint
 from kiwi_cli.synth.natural import natural_scene
@@ -151,14 +150,24 @@ def test_rows_of_looks() -> None:
     assert set(ON_ANYTHING) < set(EVERY_KIND) and not set(LOOK_KINDS) & set(KINDS)
     rows = list(quadruplets(Settings(4, kinds=("fog", "noir"), natural=True, splits=SPLITS, seed=1)))
     assert [row.edit.kind for row in rows] == ["fog", "noir"] * 2
-    with pytest.raises(UsageError, match="no things to remove"):
-        Settings(1, kinds=("remove",), natural=True)
+
+
+def test_things_lie_on_natural_grounds_where_an_edit_is_about_things() -> None:
+    """The ground is what is left when they are taken off, and looks of the same rows have none on it."""
+    rows = quadruplets(Settings(6, kinds=("remove", "change", "fog"), natural=True, seed=2))
+    for row in rows:
+        assert row.scene.family == "natural" and bool(row.scene.things) == (row.edit.kind != "fog")
+        if row.edit.kind == "remove" and len(row.scene.things) == 1:
+            assert np.array_equal(row.edit.target, to_bytes(row.scene.bare))
+        outside = ~row.edit.mask
+        assert np.array_equal(row.edit.target[outside], row.scene.source[outside])
 
 
 def test_a_checkpoint_holds_sentences_of_looks_not_templates() -> None:
     """A slot in a sentence would make its other words alone an instruction that is understood ("make it {how}red")."""
     known = seen_wordings()
-    assert list(known) == list(EVERY_KIND) and all(known[kind] == list(WORDINGS[kind].seen) for kind in KINDS)
+    assert list(known) == [*EVERY_KIND, "{object}", "{colour}", "{place}"]
+    assert all(known[kind] == list(WORDINGS[kind].seen) for kind in KINDS)
     for kind in LOOK_KINDS:
         assert len(known[kind]) == len(WORDINGS[kind].seen)
         assert not any("{" in text or "  " in text for text in known[kind])

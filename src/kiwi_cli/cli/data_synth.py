@@ -64,7 +64,7 @@ def synth(
         bool,
         flag(
             "--natural",
-            help="Scenes nearer to filmed ones, without things: for looks and the first seven kinds.",
+            help="Scenes nearer to filmed ones; drawn things lie on them where a kind is about things.",
             rich_help_panel=CLIPS,
         ),
     ] = False,
@@ -136,7 +136,7 @@ def synth(
     chosen = tuple(one for kind in named for one in (LOOK_KINDS if kind == "looks" else (kind,)))
     settings = writer.Settings(
         rows,
-        kinds=chosen or (writer.ON_ANYTHING if natural else KINDS),
+        kinds=chosen or KINDS,
         width=width,
         height=height,
         frames=(1 if images else 5) if frames is None else frames,

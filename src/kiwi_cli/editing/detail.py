@@ -62,16 +62,16 @@ def detailed(plan: EditPlan, pairs: Frames, device: str, deep: bool = False) -> 
 
 
 def _settings(plan: EditPlan) -> DetailSettings:
-    """How detail is transferred: over as many frames as windows are apart, where they are short."""
+    """How detail is transferred: where a model flickers, over as many frames as windows are apart, up to `LONGEST`."""
     from kiwi_cli.video.detail import DetailSettings
 
     apart = None if plan.in_windows is None else plan.in_windows.apart
     of_model = DetailSettings(steady=plan.settings.steady)
     if plan.settings.trust is not None:
         of_model = replace(of_model, trust=plan.settings.trust)
-    if not of_model.steady or apart is None or not 2 < apart <= LONGEST:
+    if not of_model.steady or apart is None or apart <= 2:
         return of_model
-    return replace(of_model, period=apart)
+    return replace(of_model, period=min(apart, LONGEST))
 
 
 class Versions:

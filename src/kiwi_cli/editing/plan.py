@@ -79,10 +79,10 @@ class EditPlan:
 
     @property
     def least(self) -> int:
-        """Fewest of them: a model that is made for a number of frames always gets that many, but for a picture that it
-        knows as one."""
+        """Fewest of them: a model that is made for a number of frames gets that many, or as few as it says, but for a
+        picture that it knows as one."""
         alone = self.span.frame_count == 1 and not self.request.references and self.settings.pictures
-        return 1 if alone else self.settings.frames or 1
+        return 1 if alone else self.settings.least or self.settings.frames or 1
 
     @property
     def asked(self) -> EditRequest:

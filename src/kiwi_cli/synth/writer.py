@@ -24,7 +24,7 @@ import numpy as np
 from kiwi_cli.base.version import __version__
 from kiwi_cli.errors import UsageError
 from kiwi_cli.synth.edits import STYLES, Edit, make_edit
-from kiwi_cli.synth.natural import natural_scene
+from kiwi_cli.synth.natural import natural_scene, scene_with_things
 from kiwi_cli.synth.scenes import Scene, make_scene
 from kiwi_cli.synth.wordings import EVERY_KIND, KINDS, LOOK_KINDS, SPLITS, Split, wording
 from kiwi_cli.video.geometry import MAX_SIDE, MIN_SIDE, Size, padded_frame_count
@@ -53,7 +53,7 @@ class Settings:
         held_out: scenes with textures and hues that no other scene has.
         splits: which wordings; of two, the rows of each kind take them in turn.
         images: pictures instead of clips, for which `frames` is 1.
-        natural: scenes nearer to filmed ones, which have no things: kinds of `ON_ANYTHING` only.
+        natural: scenes nearer to filmed ones, for kinds that are about things with drawn ones on them.
 
     Raises:
         UsageError: an invalid value.
@@ -79,11 +79,6 @@ class Settings:
                 raise UsageError(f"there is no kind of edit '{kind}'", f"the kinds are {', '.join(EVERY_KIND)}")
         if not self.kinds or len(set(self.kinds)) < len(self.kinds):
             raise UsageError(f"not a choice of kinds: '{','.join(self.kinds)}'", "name each kind once")
-        nameless = [kind for kind in self.kinds if self.natural and kind not in ON_ANYTHING]
-        if nameless:
-            raise UsageError(
-                f"natural scenes have no things to {nameless[0]}", "leave out --natural, or name looks and styles only"
-            )
         if not (MIN_SIDE <= self.width <= MAX_SIDE and MIN_SIDE <= self.height <= MAX_SIDE):
             raise UsageError(
                 f"clips cannot be {self.width}x{self.height}", f"both sides are from {MIN_SIDE} to {MAX_SIDE} pixels"
@@ -132,7 +127,8 @@ def quadruplet(settings: Settings, index: int) -> Quadruplet:
     roots = np.random.SeedSequence([settings.seed, index, int(settings.held_out)]).spawn(3)
     # The words have draws of their own: the same pixels can be had with other words.
     scene_seed, edit_rng, words_rng = roots[0].generate_state(1)[0], *map(np.random.default_rng, roots[1:])
-    made = natural_scene if settings.natural else make_scene
+    on_natural = natural_scene if kind in ON_ANYTHING else scene_with_things
+    made = on_natural if settings.natural else make_scene
     scene = made(int(scene_seed), settings.width, settings.height, settings.frames, settings.held_out)
     edit = make_edit(scene, kind, edit_rng, settings.held_out)
     return Quadruplet(index, scene, edit, wording(kind, edit.slots, words_rng, split), split)

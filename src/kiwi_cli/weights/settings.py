@@ -29,7 +29,7 @@ from kiwi_cli.weights.layout import STEM
 UNDERSTANDS = "understands.json"
 USE = ("working", "offers", "detail")
 """The keys of `model_index.json`; of a saved pipeline, whose index the library reads, those of a file of its own."""
-COUNTS = ("pixels", "frames", "steps")
+COUNTS = ("pixels", "frames", "least", "steps")
 USE_OF_SAVED = "use.json"
 FEW = 8  # kinds of edit that a sentence can name
 RELEASED_MULTIPLE = 32  # pixels: 16 of the released VAE, 2 of the transformer's patch
@@ -42,6 +42,7 @@ class ModelSettings:
     Attributes:
         pixels: area it works at, or None: the clip's own, up to a budget.
         frames: given to it at a time, or None: as many as are asked for.
+        least: given to it of a shorter clip, whose last frame is repeated; None: `frames`.
         pictures: a single picture without a reference is no such clip: it knows that form too.
         steps: of the schedule, or None: 50.
         offers: kinds of edit it is good for, in words; empty when it does not say.
@@ -55,6 +56,7 @@ class ModelSettings:
 
     pixels: int | None = None
     frames: int | None = None
+    least: int | None = None
     pictures: bool = False
     steps: int | None = None
     offers: tuple[str, ...] = ()
@@ -90,6 +92,8 @@ def read_settings(folder: Path) -> ModelSettings:
         raise _unusable(source, "working", working)
     counts = [working[key] for key in COUNTS if key in working]
     if type(working.get("pictures", False)) is not bool or any(type(n) is not int or n < 1 for n in counts):
+        raise _unusable(source, "working", working)
+    if working.get("least", 1) > working.get("frames", 1):
         raise _unusable(source, "working", working)
     if not isinstance(offers, list) or not all(isinstance(kind, str) and kind for kind in offers):
         raise _unusable(source, "offers", offers)
@@ -136,6 +140,6 @@ def size_multiple(folder: Path) -> int:
 def _unusable(path: Path, key: str, value: Any) -> CheckpointError:
     return CheckpointError(
         f"'{path}' says nothing usable of '{key}': {value!r}",
-        'write "working" as {"pixels": N, "frames": N, "steps": N, "pictures": true}, "offers" as a list of words, '
-        '"detail" as {"steady": true, "trust": 1.0}',
+        'write "working" as {"pixels": N, "frames": N, "least": N, "steps": N, "pictures": true}, "offers" as a list '
+        'of words, "detail" as {"steady": true, "trust": 1.0}',
     )

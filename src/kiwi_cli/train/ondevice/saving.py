@@ -32,7 +32,7 @@ def export(run: OnDeviceRun, learner: Learner) -> None:
     index = read_json(settings.start / "model_index.json")
     working = dict(index.get("working", {}))
     if settings.vae_share > 0:
-        working["frames"] = run.recipe.frames
+        working |= {"frames": run.recipe.frames, "least": min(spec.frames for spec in run.recipe.specs)}
     with learner.averaged(), tempfile.TemporaryDirectory(dir=settings.state) as temporary:
         folder = Path(temporary) / "folder"
         write_checkpoint(
