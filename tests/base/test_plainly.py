@@ -64,7 +64,10 @@ def _offered(changed: set[str]) -> list[tuple[str, str]]:
         ("noir style", "noir"),
         ("turn day into night", "night"),
         ("turn night into day", ""),  # the opposite
-        ("tint it red", ""),
+        ("tint it red", "tint"),
+        ("add a red ball in the top left corner", "add"),
+        ("recolor the red ball to blue", "change"),
+        ("add a dog in the top left corner", ""),
         ("two dogs", ""),
     ],
 )

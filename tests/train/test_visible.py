@@ -39,7 +39,7 @@ def test_an_error_counts_as_much_as_it_shows() -> None:
         shown = [float((whole.decode(vae, (latents + error) * std + mean) - still).square().mean()) for error in errors]
     counted = [float(measured()(error)) for error in errors]
     ratios = np.array(shown) / np.array(counted)
-    assert max(shown) > 20 * min(shown)  # they differ, and by about as much in both:
+    assert max(shown) > 10 * min(shown)  # they differ, and by about as much in both:
     assert max(ratios) < 3 * min(ratios), ratios
 
 

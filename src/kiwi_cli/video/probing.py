@@ -179,18 +179,22 @@ def _checked(path: Path, facts: dict[str, Any], allow_truncated: bool, cut_off: 
 def _first_frame(container: Any, stream: Any, path: Path, allow_truncated: bool) -> av.VideoFrame:
     for packet in container.demux(stream):
         try:
+            if packet.has_sidedata("encryption_info"):  # now and then noise decodes without an error
+                raise _encrypted(path)
             frames = packet.decode()
         except READ_ERRORS as error:
             if is_encrypted(path):
-                raise MediaError(
-                    f"the file is encrypted: '{path}'", "decrypt it first, or pass a copy without protection (DRM)"
-                ) from error
+                raise _encrypted(path) from error
             if allow_truncated:
                 continue
             raise
         for frame in frames:
             return frame
     raise MediaError(f"no picture can be decoded from '{path}'", "check that the file plays elsewhere")
+
+
+def _encrypted(path: Path) -> MediaError:
+    return MediaError(f"the file is encrypted: '{path}'", "decrypt it first, or pass a copy without protection (DRM)")
 
 
 def _audio(container: Any, picture_start: Fraction) -> list[AudioTrack]:
