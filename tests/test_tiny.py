@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kiwi_cli.base.understood import examples, match
+from kiwi_cli.base.understood import match
 from kiwi_cli.bench.tiny import looks
 from kiwi_cli.bench.tiny.edits import BatchEditor, Task
 from kiwi_cli.bench.tiny.quality import FIRST_SEED, edge_correlation, make_case, nearest
@@ -181,11 +181,11 @@ def test_wordings_it_never_saw_are_told_apart(kind: str) -> None:
         found = match(fill(text, SLOTS), sentences, OFFERS)
         assert found.understood == (kind in OFFERS), text
         assert 0 < len(found.nearest) <= 3
-        assert set(found.nearest) <= {sentence for offered in OFFERS for sentence in examples(sentences, offered)}
+        assert set(found.nearest) <= {sentence for offered in OFFERS for sentence in sentences[offered]}
 
 
 @pytest.mark.slow
-def test_of_300_wishes_that_it_cannot_do_none_is_taken_for_one_that_it_can() -> None:
+def test_of_300_wishes_that_it_cannot_do_hardly_one_is_taken_for_one_that_it_can() -> None:
     """Nor would they be by a model that knows every look; of held-out wordings of those none is refused."""
     wishes = (DATA / "wishes.txt").read_text(encoding="utf-8").splitlines()
     assert len(set(wishes)) == len(wishes) == 300
@@ -193,7 +193,7 @@ def test_of_300_wishes_that_it_cannot_do_none_is_taken_for_one_that_it_can() -> 
     of_looks = {kind: seen_wordings()[kind] for kind in LOOK_KINDS}
     for known, offers in ((sentences, OFFERS), ({**sentences, **of_looks}, (*OFFERS, *LOOK_KINDS))):
         taken = [wish for wish in wishes if match(wish, known, offers).understood]
-        assert len(taken) <= 0.15 * len(wishes), taken
+        assert len(taken) <= 3, taken
         refused = [
             text
             for kind in LOOK_KINDS
@@ -207,8 +207,6 @@ def test_of_300_wishes_that_it_cannot_do_none_is_taken_for_one_that_it_can() -> 
     ("instruction", "nearest"),
     [
         ("draw it in pencil", ""),
-        ("add a dog in the top left corner", "in the top left corner"),
-        ("replace the red ball with the one in the picture", ""),
         ("in watercolour", ""),
         ("remove the red ball", ""),
         ("make it a rainy day", "snowy day"),

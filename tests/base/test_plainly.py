@@ -65,9 +65,11 @@ def _offered(changed: set[str]) -> list[tuple[str, str]]:
         ("turn day into night", "night"),
         ("turn night into day", ""),  # the opposite
         ("tint it red", "tint"),
-        ("add a red ball in the top left corner", "add"),
-        ("recolor the red ball to blue", "change"),
-        ("add a dog in the top left corner", ""),
+        ("make it blue", "tint"),
+        ("make it day", ""),  # a snowy one is
+        ("add sun", ""),  # a winter's is
+        ("make it brown", ""),
+        ("snow", "snow"),
         ("two dogs", ""),
     ],
 )

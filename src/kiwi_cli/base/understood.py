@@ -13,22 +13,20 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 
 Sentences = Mapping[str, Sequence[str]]
-"""Kind of edit -> instructions that a model was trained with. A '{slot}' of theirs stands for any words, or for what is
-under the key '{slot}' itself, where there is one."""
+"""Kind of edit -> instructions that a model was trained with; '{slots}' stand for any words."""
 
 KNOWN = 0.8  # of the telling words: below it, something else is asked for too
 SHOWN = 0.5  # where a picture shows what is meant, and words may name what is on it
 MOST = 3  # instructions that are named
 
 _FILLERS = (
-    "a all an and are as at be by can change clip convert could do edit everything film footage for frame "
-    "frames from get give go has have i image in into is it its kindly like look looking looks made make "
-    "me my of on one photo picture please render scene shot show so some something that the this to "
+    "a add all an and are as at be by can change clip convert could do edit everything film footage for frame "
+    "frames from get give go has have i image in into is it its kindly let like look looking looks made make "
+    "me my of on one photo picture please put render scene shot show so some something that the this to "
     "slightly little bit somewhat subtly much lot far very strongly extremely really just only both but also can "
     "transform turn turned version video want was we whole will with would you your"
 )
 FILLERS = frozenset(_FILLERS.split())
-_SLOT = re.compile(r"\{\w+\}")
 SPELLINGS = (("grey", "gray"), ("colour", "color"), ("greyscale", "grayscale"), ("ise", "ize"))
 
 
@@ -64,35 +62,16 @@ def match(instruction: str, sentences: Sentences, kinds: Iterable[str], known: f
         known: share of the telling words that one kind must know.
     """
     said, end = telling(instruction), telling(_end(instruction))
+    cover = {kind: _cover(said, texts) for kind, texts in sentences.items()}
     good = [kind for kind in kinds if kind in sentences]
-    named = {key: tuple(values) for key, values in sentences.items() if key.startswith("{")}
-    cover = {
-        kind: _cover(said, tuple(texts), named if kind in good else {})
-        for kind, texts in sentences.items()
-        if kind not in named
-    }
     best = max((cover[kind] for kind in good), default=0.0)
     others = max((value for kind, value in cover.items() if kind not in good), default=0.0)
-    texts = {kind: examples(sentences, kind) for kind in good}
+    texts = {kind: tuple(text for text in sentences[kind] if "{" not in text) for kind in good}
     likely = [kind for kind in good if cover[kind] == best and (not end or not texts[kind] or end & _ends(texts[kind]))]
     if best < known or best < others or not likely:
         return Match(False, instruction, tuple(texts.values()))
     kind = max(likely, key=lambda kind: _nearest(instruction, said, texts[kind])[0])
     return Match(True, instruction, tuple(texts.values()), kind)
-
-
-def examples(sentences: Sentences, kind: str) -> tuple[str, ...]:
-    """Instructions of a kind as they can be typed, other names in each of a row; none where slots are for any words."""
-    found = []
-    for number, text in enumerate(sentences[kind]):
-        for slot in _SLOT.findall(text):
-            names = [name for name in sentences.get(slot, ()) if name not in text]  # no green ball that becomes green
-            if names:
-                name = names[number * 7 % len(names)]
-                article = "an " if name[0].lower() in "aeiou" else "a "
-                text = text.replace("a " + slot, article + name).replace(slot, name)
-        found.append(text)
-    return tuple(text for text in found if "{" not in text)
 
 
 def _end(text: str) -> str:
@@ -122,37 +101,18 @@ def telling(text: str) -> frozenset[str]:
     return frozenset(found)
 
 
-def _cover(said: frozenset[str], texts: tuple[str, ...], named: Mapping[str, tuple[str, ...]]) -> float:
-    """The share of telling words that a kind knows; 0 of one with slots where nothing is said for them."""
+def _cover(said: frozenset[str], texts: Sequence[str]) -> float:
+    """The share of telling words that a kind knows. One with slots must have a sentence of that form, and a single word
+    must be a sentence's only one: "make it day" asks for no snowy day."""
     if not said:
         return 0.0
-    known, forms = _words_and_forms(texts)
-    if not forms:
-        return len(said & known) / len(said)
-    if not all(slot in named for _, slots in forms for slot in slots):
-        return 1.0 if any(words and words <= said for words, _ in forms) else 0.0
-    if not any(_filled(said, slots, named) for slots in {slots for _, slots in forms}):
-        return 0.0
-    names = (telling(name) for slot in {slot for _, slots in forms for slot in slots} for name in named[slot])
-    return len(said & known.union(*names)) / len(said)
-
-
-@cache
-def _words_and_forms(
-    texts: tuple[str, ...],
-) -> tuple[frozenset[str], frozenset[tuple[frozenset[str], tuple[str, ...]]]]:
-    """All telling words of the sentences; and of those with slots the telling words and the slots."""
-    words = {text: telling(_SLOT.sub("", text)) for text in texts}
-    forms = frozenset((words[text], tuple(sorted(_SLOT.findall(text)))) for text in texts if "{" in text)
-    return frozenset().union(*words.values()), forms
-
-
-def _filled(said: frozenset[str], slots: Sequence[str], named: Mapping[str, tuple[str, ...]]) -> bool:
-    """Whether every slot has words of its own: 'make the red ball red' names no other colour."""
-    if not slots:
-        return True
-    names = (telling(name) for name in named[slots[0]])
-    return any(name <= said and _filled(said - name, slots[1:], named) for name in names)
+    if any("{" in text for text in texts):
+        fixed = [telling(re.sub(r"\{\w+\}", "", text)) for text in texts]
+        return max((1.0 for words in fixed if words and words <= said), default=0.0)
+    words = [telling(text) for text in texts]
+    if len(said) == 1:
+        return float(said in words)
+    return len(said & frozenset().union(*words)) / len(said)
 
 
 def _nearest(instruction: str, said: frozenset[str], texts: Sequence[str]) -> tuple[tuple[float, float, int], str]:

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from kiwi_cli.base.text import aligned
-from kiwi_cli.base.understood import examples
 from kiwi_cli.cli import options
 from kiwi_cli.cli.console import Console
 from kiwi_cli.cli.root import app
@@ -63,8 +62,7 @@ def prompts(
         settings = kind_of(choice).find(choice).settings
         if not settings.offers or not settings.understands:
             raise UsageError(f"'{model}' does not say what it was trained with", "kiwi prompts --model tiny does")
-        known = settings.understands
-        texts = {kind: examples(known, kind) or known[kind] for kind in settings.offers if kind in known}
+        texts = {kind: settings.understands.get(kind, ()) for kind in settings.offers}
         kinds = {kind: list(found if every else _some(found)) for kind, found in texts.items()}
     rows = [(kind if number == 0 else "", text) for kind, found in kinds.items() for number, text in enumerate(found)]
     console.result(aligned(rows, LABEL), {"model": model, "kinds": kinds})

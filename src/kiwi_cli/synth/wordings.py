@@ -16,12 +16,9 @@ import numpy as np
 
 from kiwi_cli.errors import UsageError
 from kiwi_cli.synth import phrases, phrases_local
-from kiwi_cli.synth.edits import PLACES
 from kiwi_cli.synth.looks import TINTS
 from kiwi_cli.synth.phrases import Wordings
 from kiwi_cli.synth.phrases_looks import ADJECTIVES, LOOK_WORDINGS
-from kiwi_cli.synth.scenes import SHAPES
-from kiwi_cli.synth.textures import PALETTE
 
 Split = Literal["seen", "held-out"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -68,14 +65,12 @@ def seen_wordings() -> dict[str, list[str]]:
     """Kind of edit -> what a model is trained with: as a checkpoint holds it in `understands.json`.
 
     Templates, those of looks without a word of strength. What they name goes through all of it: colours of a tint, two
-    looks of those that there are (pairs that a model is shown in no training among them: each word is known). What
-    local edits can name is under '{object}', '{colour}' and '{place}'.
+    looks of those that there are (pairs that a model is shown in no training among them: each word is known).
     """
     found = {kind: list(WORDINGS[kind].seen) for kind in KINDS}
     for kind in LOOK_KINDS:
         found[kind] = [fill(text, _named(number)) for number, text in enumerate(WORDINGS[kind].seen)]
-    found["{object}"] = [f"{colour} {shape}" for colour in PALETTE for shape in SHAPES]
-    return found | {"{colour}": list(PALETTE), "{place}": list(PLACES)}
+    return found
 
 
 def _named(number: int) -> dict[str, str]:
