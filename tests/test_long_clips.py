@@ -316,7 +316,7 @@ def test_a_clip_whose_length_is_a_guess_is_counted_and_edited_whole(
         ({"calibrate_cache": Path("ratios.json")}, "--calibrate-cache measures one window"),
         ({"memory": "tiled"}, "decodes a clip in one piece"),
         ({"overlap": 8}, "would not get on"),
-        ({"overlap": 20, "frames": 30, "model": "tiny"}, "windows that have 16 frames of their own would not get on"),
+        ({"overlap": 8, "frames": 10, "model": "tiny"}, "windows that have 4 frames of their own would not get on"),
         ({"overlap": -1}, "--overlap is a number of frames from 0"),
         ({"windows": "some"}, "unknown --windows: 'some'"),
         ({"anchor": "last"}, "unknown --anchor: 'last'"),

@@ -34,8 +34,7 @@ class Settings:
 def usual(latents: int) -> Settings:
     """What is chosen where nothing is asked for, by the latent frames of a window.
 
-    Of windows of two it was measured on `tiny` as it was; of longer ones it was not, but for the joins of `tiny`'s
-    windows of five (docs/long-clips.md, docs/detail.md).
+    Of windows of two, as `tiny` has, it was measured on that; of longer ones it was not (docs/long-clips.md).
     """
     return Settings((latents - 1) * 3 // 10, "frame", "shot")
 
