@@ -83,6 +83,16 @@ def test_settings_that_say_nothing_usable(index: dict[str, Any], tmp_path: Path)
         read_settings(make_model(tmp_path / "model", **index))
 
 
+@pytest.mark.parametrize(("frames", "least", "given"), [(2, 5, 5), (9, 5, 9), (2, None, 17), (9, None, 17)])
+def test_a_short_clip_is_filled_up_to_the_least_that_a_model_takes(
+    frames: int, least: int | None, given: int, tmp_path: Path
+) -> None:
+    working = {"pixels": 4096, "frames": 17, "steps": 2} | ({} if least is None else {"least": least})
+    model = make_model(tmp_path / "model", working=working)
+    plan = fakes.plan(CLIP, tmp_path / "out.mp4", model=str(model), frames=frames)
+    assert (plan.span.frame_count, plan.at_once) == (frames, given)
+
+
 def test_the_multiple_is_the_models_own(tmp_path: Path) -> None:
     """A VAE that reduces by 8 allows multiples of 16."""
     import torch
