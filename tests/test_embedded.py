@@ -71,8 +71,6 @@ def test_a_released_model_says_nothing_of_its_own() -> None:
         {"working": {"frames": True}},
         {"working": {"width": 96}},
         {"working": {"pictures": 1}},
-        {"working": {"frames": 5, "least": 9}},
-        {"working": {"least": 5}},
         {"working": [6144]},
         {"offers": "style"},
         {"offers": [""]},
@@ -81,6 +79,15 @@ def test_a_released_model_says_nothing_of_its_own() -> None:
 def test_settings_that_say_nothing_usable(index: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=next(iter(index))):
         read_settings(make_model(tmp_path / "model", **index))
+
+
+@pytest.mark.parametrize(
+    ("working", "said"),
+    [({"frames": 5, "least": 9}, "'least' of 9.*its 'frames', 5"), ({"least": 1}, "'least' of 1.*which is not there")],
+)
+def test_the_least_is_no_more_than_a_model_takes(working: dict[str, int], said: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        read_settings(make_model(tmp_path / "model", working=working))
 
 
 @pytest.mark.parametrize(("frames", "least", "given"), [(2, 5, 5), (9, 5, 9), (2, None, 17), (9, None, 17)])

@@ -93,8 +93,12 @@ def read_settings(folder: Path) -> ModelSettings:
     counts = [working[key] for key in COUNTS if key in working]
     if type(working.get("pictures", False)) is not bool or any(type(n) is not int or n < 1 for n in counts):
         raise _unusable(source, "working", working)
-    if working.get("least", 1) > working.get("frames", 1):
-        raise _unusable(source, "working", working)
+    if "least" in working and working["least"] > working.get("frames", 0):
+        frames = f"'frames', {working['frames']}" if "frames" in working else "'frames', which is not there"
+        raise CheckpointError(
+            f"'{source}' has a 'least' of {working['least']} in 'working', more than its {frames}",
+            "let 'least' be no more than 'frames', or leave it out",
+        )
     if not isinstance(offers, list) or not all(isinstance(kind, str) and kind for kind in offers):
         raise _unusable(source, "offers", offers)
     detail = index.get("detail", {})
