@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,11 +55,18 @@ def check_understood(plan: EditPlan) -> list[str]:
     unknown = f"'{name}' does not know '{plan.request.instruction}'"
     if plan.request.force:
         return [f"{unknown} and will make some other edit; it was trained for {settings.good_for}"]
-    nearest = " or ".join(f'"{text}"' for text in found.nearest)
-    raise UsageError(
-        f"{unknown}; it was trained for no more than {settings.good_for}",
-        f"say {nearest}; `kiwi prompts --model {name}` lists more, and --force edits all the same",
-    )
+    if found.other in settings.offers and not plan.request.references:  # of a reference, which is not here
+        clip, said = str(plan.request.input), plan.request.instruction
+        command = shlex.join(["kiwi", "ref-edit", clip, said, "--model", name, "--ref", "PICTURE"])
+        raise UsageError(f"the reference picture of '{said}' is not given", f"give it: `{command}`")
+    lists = f"`kiwi prompts --model {name}` lists "
+    if found.nearest:
+        nearest = " or ".join(f'"{text}"' for text in found.nearest)
+        hint = f"say {nearest}; {lists}more, and --force edits all the same"
+    else:
+        others = "a released model does other edits (`kiwi download --list`)"
+        hint = f"{lists}what it knows; {others}, and --force edits all the same"
+    raise UsageError(f"{unknown}; it was trained for no more than {settings.good_for}", hint)
 
 
 def understood(plan: EditPlan) -> Match | None:
