@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 
+from kiwi_cli.base.sentences import strength as strength_of
 from kiwi_cli.synth.edits import PAIRS, STYLE_OF, is_held_out, make_edit
 from kiwi_cli.synth.looks import AMOUNTS, LOOKS, LUMA, TINTS, tint
 from kiwi_cli.synth.natural import natural_scene
@@ -168,7 +169,11 @@ def test_a_checkpoint_holds_sentences_of_looks_not_templates() -> None:
     known = seen_wordings()
     assert list(known) == list(EVERY_KIND) and all(known[kind] == list(WORDINGS[kind].seen) for kind in KINDS)
     for kind in LOOK_KINDS:
-        assert len(known[kind]) == len(WORDINGS[kind].seen)
+        plain = known[kind][: len(WORDINGS[kind].seen)]
+        strengths = {strength_of(text) for text in known[kind][len(plain) :]}
+        assert not any(map(strength_of, plain)) and strengths == (
+            {"slight", "strong"} if kind != "two-looks" else set()
+        )
         assert not any("{" in text or "  " in text for text in known[kind])
     assert all(any(colour in text for text in known["tint"]) for colour in TINTS)
     assert all(any(name in text for text in known["two-looks"]) for name in ADJECTIVES.values())

@@ -12,10 +12,29 @@ _IT = r"(?P<it>it|this|that|everything|the (?:\w+ )?(?:video|clip|footage|film|p
 _MORE = r"(?:increase|boost|raise|crank up|turn up|pump up|up|enhance)"
 _LESS = r"(?:decrease|reduce|lower|turn down|bring down|cut)"
 _WHAT = r"(?: the)?(?: overall)? (?P<what>brightness|contrast|saturation|colou?rs?|warmth|exposure)"
+_TOO = (
+    r"^(?:please |can you |could you )?"
+    r"(?:(?:it|this|that|the)(?: (?:video|clip|footage|picture|image|photo|scene))?(?: is|'?s)? |make (?:it|this) )?"
+    r"(?P<how>(?:much|far|way|a bit|a little|slightly) )?(?:too|less|not (?:so|as|too)) "
+)
 _RULES = tuple(
     (re.compile(pattern), words)
     for pattern, words in (
         (r"\bb\s*(?:&|/)\s*w\b", "black and white"),
+        (r"\bnight ?time\b|\bnightfall\b", "night"),
+        (r"\bcandlelight\b", "candle light"),
+        (r"\bfoggier\b", "foggy"),
+        (r"\bsnowier\b", "snowy"),
+        (rf"{_TOO}(?:dark|dim|gloomy)\b", r"make it \g<how>brighter"),
+        (rf"{_TOO}(?:bright|light)\b", r"make it \g<how>darker"),
+        (rf"{_TOO}(?:warm|yellow|orange)\b", r"make it \g<how>cooler"),
+        (rf"{_TOO}(?:cool|cold|blue)\b", r"make it \g<how>warmer"),
+        (r"^(?:make (?:it|this) )?(bright|warm|cool|cold)$", r"make it \1er"),
+        (r"\b(?:more )?vibrant\b", "more vivid"),
+        (r"\btone down the colou?rs?\b", "give it less colour"),
+        (r"\b(?:high|strong) saturation\b", "more saturation"),
+        (r"\bstrong contrast\b", "more contrast"),
+        (r"\bmore (fog|mist|snow)\b", r"\1"),
         (r"^snow$", "make it snowy"),
         (r"^noir$", "make it noir"),
         (r"\b(?:make )?(?:the |its |all )?colou?rs? (?:really )?pop(?: more)?\b", "make it more colourful"),

@@ -1,4 +1,4 @@
-"""Whether an instruction is one that a small model was trained to understand, and the nearest that are.
+"""Whether an instruction is one that a small model understands, as which of its sentences, and which are nearest.
 
 By words: those that every instruction has ("please make the whole clip ...") say nothing; of the others, nearly all
 must be words that the model knows from one kind of edit.
@@ -6,11 +6,12 @@ must be words that the model knows from one kind of edit.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
+
+from kiwi_cli.base.sentences import alike, nearest, parts, reversed_by, strength, taken_by, telling
 
 Sentences = Mapping[str, Sequence[str]]
 """Kind of edit -> instructions that a model was trained with; '{slots}' stand for any words."""
@@ -18,30 +19,6 @@ Sentences = Mapping[str, Sequence[str]]
 KNOWN = 0.8  # of the telling words: below it, something else is asked for too
 SHOWN = 0.5  # where a picture shows what is meant, and words may name what is on it
 MOST = 3  # instructions that are named
-ALIKE = (
-    0.75  # of the letters of two words that begin alike: from here one may be meant by the other, as a slip of the pen
-)
-LONG = 4  # letters: words of no more are like too many others: "down" and "dawn"
-NEGATIONS = frozenset(["don", "except", "excepting", "never", "no", "not", "nothing", "undo", "without"])
-"""Words that reverse what is said with them: only sentences that have them are meant."""
-ALL_BUT = re.compile(r"\b(?:all|anything|everything) but\b(?! also)")
-
-_FILLERS = (
-    "a add all an and are as at be by can change clip convert could do edit everything film footage for frame "
-    "frames from get give go has have i image in into is it its kindly let like look looking looks made make "
-    "me my of on one photo picture please put render scene shot show so some something that the this to "
-    "slightly little bit somewhat subtly much lot far very strongly extremely really just only both but also can "
-    "transform turn turned version video want was we whole will with would you your"
-)
-FILLERS = frozenset(_FILLERS.split())
-SPELLINGS = (
-    ("grey", "gray"),
-    ("colour", "color"),
-    ("greyscale", "grayscale"),
-    ("erise", "erize"),
-    ("orise", "orize"),
-    ("lise", "lize"),
-)
 
 
 @dataclass(frozen=True)
@@ -52,6 +29,8 @@ class Match:
         understood: whether it is of one of the kinds. kind: the most likely of these, '' where it is not.
         instruction: as it was given. texts: of each of the kinds, what it was compared with.
         other: the kind that it is of where that is one of those that the model is not good for, else ''.
+        told: the sentence of that kind and strength that is nearest to it, of those the model was trained with; the
+            instruction itself where it is one of them, or where the kind has none without slots.
     """
 
     understood: bool
@@ -59,6 +38,7 @@ class Match:
     texts: tuple[tuple[str, ...], ...]
     kind: str = ""
     other: str = ""
+    told: str = ""
 
     @cached_property
     def nearest(self) -> tuple[str, ...]:
@@ -68,14 +48,19 @@ class Match:
         """
         if self.other:
             return ()
-        meant = telling(re.sub(r"\bb\s*(&|and|/)\s*w\b", "black white", self.instruction.lower()))  # in no sentence
-        known = frozenset().union(*(telling(text) for texts in self.texts for text in texts))
-        near = meant & known or {like for word in meant for like in _alike(word, known)}
-        reversed_by = meant & NEGATIONS
-        there = [[text for text in texts if near & telling(text) >= reversed_by] for texts in self.texts]
-        found = [_nearest(self.instruction, frozenset(near), texts) for texts in there]
+        text = re.sub(r"\bb\s*(&|and|/)\s*w\b", "black white", self.instruction.lower())  # in no sentence
+        reverses, said = reversed_by(text), telling(text)
+        gone = taken_by(text)
+        there = [
+            [one for one in texts if reversed_by(one) == reverses and taken_by(one) <= gone] for texts in self.texts
+        ]
+        known = frozenset().union(*(telling(one) for texts in there for one in texts)) - reverses
+        near = said & known or frozenset(like for word in said - reverses for like in alike(word, known))
+        as_strong = [[one for one in texts if strength(one) == strength(text)] or texts for texts in there]
+        found = [nearest(self.instruction, near | reverses, texts) for texts in as_strong]
+        found = [(likeness, one) for likeness, one in found if near & telling(one)]
         found.sort(key=lambda one: one[0], reverse=True)
-        return tuple(dict.fromkeys(text for (shared, *_), text in found if shared))[:MOST]
+        return tuple(dict.fromkeys(one for _, one in found))[:MOST]
 
 
 def match(instruction: str, sentences: Sentences, kinds: Iterable[str], known: float = KNOWN) -> Match:
@@ -86,81 +71,50 @@ def match(instruction: str, sentences: Sentences, kinds: Iterable[str], known: f
         kinds: those it is good for.
         known: share of the telling words that one kind must know.
     """
-    said, end = telling(instruction), telling(_end(instruction))
-    cover = {kind: _cover(said, texts) for kind, texts in sentences.items()}
+    said = telling(instruction)
+    cover = {kind: _cover(instruction, texts) for kind, texts in sentences.items()}
     good = [kind for kind in kinds if kind in sentences]
     best = max((cover[kind] for kind in good), default=0.0)
     others = [kind for kind in sentences if kind not in good]
-    other = max(others, key=lambda kind: (cover[kind], *_nearest(instruction, said, sentences[kind])[0]), default="")
+    other = max(others, key=lambda kind: (cover[kind], *nearest(instruction, said, sentences[kind])[0]), default="")
     texts = {kind: tuple(text for text in sentences[kind] if "{" not in text) for kind in good}
-    likely = [kind for kind in good if cover[kind] == best and (not end or not texts[kind] or end & _ends(texts[kind]))]
-    if best < known or best < cover.get(other, 0.0) or not likely:
+    likely = [kind for kind in good if cover[kind] == best]
+    if best < known or best < cover.get(other, 0.0):
         of_other = cover.get(other, 0.0) >= max(best, known)
         return Match(False, instruction, tuple(texts.values()), other=other if of_other else "")
-    kind = max(likely, key=lambda kind: _nearest(instruction, said, texts[kind])[0])
-    return Match(True, instruction, tuple(texts.values()), kind)
+    kind = max(likely, key=lambda kind: nearest(instruction, said, texts[kind])[0])
+    return Match(True, instruction, tuple(texts.values()), kind, told=_told(instruction, texts[kind]))
 
 
-def _end(text: str) -> str:
-    """What it is to become, of an instruction that says so: 'turn night into day' asks for no night."""
-    return text.lower().rpartition(" into ")[2] if " into " in text.lower() else ""
+def _told(instruction: str, texts: Sequence[str]) -> str:
+    """The sentence among them that is as strong, where one is, and nearest."""
+    if instruction in texts or not texts:
+        return instruction
+    as_strong = [text for text in texts if strength(text) == strength(instruction)]
+    return nearest(instruction, telling(instruction), as_strong or [text for text in texts if not strength(text)])[1]
 
 
-@cache
-def _ends(texts: tuple[str, ...]) -> frozenset[str]:
-    """Telling words of what a kind's sentences ask for."""
-    found = []
-    for text in texts:
-        before, _, after = text.rpartition(" to ")
-        found.append(telling(_end(text)) or telling(after) or telling(before))
-    return frozenset().union(*found)
+def _cover(instruction: str, texts: Sequence[str]) -> float:
+    """The share of telling words that a kind knows.
 
-
-@cache
-def telling(text: str) -> frozenset[str]:
-    """The words of an instruction that say which one it is, in one spelling."""
-    found = set()
-    for word in re.findall(r"[a-z]+", ALL_BUT.sub("except", text.lower())):
-        for british, american in SPELLINGS:
-            word = word.replace(british, american)
-        if word not in FILLERS:
-            found.add(word)
-    return frozenset(found)
-
-
-def _cover(said: frozenset[str], texts: Sequence[str]) -> float:
-    """The share of telling words that a kind knows. One with slots must have a sentence of that form, and a single word
-    must be a sentence's only one: "make it day" asks for no snowy day."""
+    One with slots must have a sentence of that form, and a single word must be a sentence's only one: "make it day"
+    asks for no snowy day. What reverses it must be a sentence's, with something else of that, and what it is to become
+    must be something that a sentence makes of things.
+    """
+    said, reverses = telling(instruction), reversed_by(instruction)
     if not said:
         return 0.0
     if any("{" in text for text in texts):
         fixed = [telling(re.sub(r"\{\w+\}", "", text)) for text in texts]
         return max((1.0 for words in fixed if words and words <= said), default=0.0)
-    words = [telling(text) for text in texts]
     if len(said) == 1:
-        return float(said in words)
-    vocabulary = frozenset().union(*words)
-    if said & NEGATIONS - vocabulary:
+        return float(said in [telling(text) for text in texts])
+    if reverses and not any((said - reverses) & telling(text) for text in texts if reversed_by(text) == reverses):
         return 0.0
-    return len(said & vocabulary) / len(said)
-
-
-def _alike(word: str, known: Iterable[str]) -> list[str]:
-    """The most similar word there is, if it is similar at all; short words are all alike."""
-    begin = [one for one in sorted(known) if len(word) > LONG and one[0] == word[0]]
-    return difflib.get_close_matches(word, begin, 1, ALIKE)
-
-
-def _nearest(instruction: str, said: frozenset[str], texts: Sequence[str]) -> tuple[tuple[float, float, int], str]:
-    """How like the most similar text is, and which it is: by telling words, then by letters, then the shortest."""
-    if not texts:
-        return (0.0, 0.0, 0), ""
-    words = {text: telling(text) for text in texts}
-    shared = {text: len(said & words[text]) / max(len(said | words[text]), 1) for text in texts}
-    most = max(shared.values())
-
-    def likeness(text: str) -> tuple[float, float, int]:
-        return shared[text], difflib.SequenceMatcher(None, instruction.lower(), text).ratio(), -len(text)
-
-    best = max((text for text in texts if shared[text] == most), key=likeness)
-    return likeness(best), best
+    usual = texts if taken_by(instruction) else [text for text in texts if not taken_by(text)]
+    before, after = parts(instruction)
+    made = frozenset().union(*(parts(text)[1] for text in usual))
+    if not after & made:
+        return 0.0
+    known = (after & made) | (before & frozenset().union(*map(telling, usual)))
+    return len(known) / len(said)

@@ -240,7 +240,7 @@ def carry_out(request: EditRequest, console: Console, dry_run: bool, kept: Kept 
         show(plan, console)
         return
     console.note(f"editing {count(plan.span.frame_count, 'frame')} of '{request.input}' at {plan.size}")
-    console.note(f"instruction: {plan.asked.prompt}")
+    console.note(f"instruction: {plan.told(plan.asked)}")
     with Session(events=console) as session:
         result = session.run(plan, kept)
     if not processes.is_first():

@@ -22,7 +22,7 @@ UNSAID = ("input", "instruction", "preview", "seeds", "overwrite")
 def show(plan: EditPlan, console: Console) -> None:
     """Make the sheet that a plan asks for, and say where it is, how long the whole takes and how to have it."""
     typed = command_of(plan.request)
-    console.note(f"instruction: {plan.request.prompt}")
+    console.note(f"instruction: {plan.told(plan.request)}")
     made = preview(plan, typed, console)
     if not processes.is_first():
         return

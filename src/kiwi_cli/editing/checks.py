@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kiwi_cli.base.choices import check_device_name, check_dtype_name
-from kiwi_cli.base.plainly import plainly
-from kiwi_cli.base.understood import KNOWN, SHOWN, Match, match
+from kiwi_cli.editing.wording import understood
 from kiwi_cli.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
     from kiwi_cli.editing.plan import EditPlan
     from kiwi_cli.editing.request import EditRequest
+    from kiwi_cli.weights.settings import ModelSettings
 
 CPU_COMPILERS = ("g++", "clang++", "c++", "icpx", "cl")
 GPU_COMPILERS = ("gcc", "clang", "cc", "cl")
@@ -48,17 +48,15 @@ def check_understood(plan: EditPlan) -> list[str]:
     Raises:
         UsageError: the instruction is none of those that the model was trained for.
     """
-    settings, found = plan.settings, understood(plan)
+    settings, request = plan.settings, plan.request
+    found = understood(request, settings)
     if found is None or found.understood:
         return []
-    name = plan.request.choice.name
-    unknown = f"'{name}' does not know '{plan.request.instruction}'"
-    if plan.request.force:
+    name = request.choice.name
+    unknown = f"'{name}' does not know '{request.instruction}'"
+    if request.force:
         return [f"{unknown} and will make some other edit; it was trained for {settings.good_for}"]
-    if found.other in settings.offers and not plan.request.references:  # of a reference, which is not here
-        clip, said = str(plan.request.input), plan.request.instruction
-        command = shlex.join(["kiwi", "ref-edit", clip, said, "--model", name, "--ref", "PICTURE"])
-        raise UsageError(f"the reference picture of '{said}' is not given", f"give it: `{command}`")
+    _check_reference(request, settings, found.other)
     lists = f"`kiwi prompts --model {name}` lists "
     if found.nearest:
         nearest = " or ".join(f'"{text}"' for text in found.nearest)
@@ -69,15 +67,16 @@ def check_understood(plan: EditPlan) -> list[str]:
     raise UsageError(f"{unknown}; it was trained for no more than {settings.good_for}", hint)
 
 
-def understood(plan: EditPlan) -> Match | None:
-    """How the instruction fits what the model says that it understands; None where it says nothing."""
-    settings = plan.settings
-    if not settings.understands or not settings.offers:
-        return None
-    shown = bool(plan.request.references)
-    kinds = [kind for kind in settings.offers if kind.startswith("reference-") == shown] or settings.offers
-    words = plan.request.instruction if plan.request.raw else plainly(plan.request.instruction)
-    return match(words, settings.understands, kinds, SHOWN if shown else KNOWN)
+def _check_reference(request: EditRequest, settings: ModelSettings, other: str) -> None:
+    """That there is a reference where the instruction is about one, and none where it is about none."""
+    if other not in settings.offers:
+        return
+    clip, said, model = str(request.input), request.instruction, request.choice.name
+    if request.references:
+        command = shlex.join(["kiwi", "edit", clip, said, "--model", model])
+        raise UsageError(f"'{said}' is an edit without a reference, and a picture is given", f"say `{command}`")
+    command = shlex.join(["kiwi", "ref-edit", clip, said, "--model", model, "--ref", "PICTURE"])
+    raise UsageError(f"the reference picture of '{said}' is not given", f"give it: `{command}`")
 
 
 def check_addresses(request: EditRequest) -> None:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
-from kiwi_cli.base.plainly import plainly
 from kiwi_cli.editing.request import STEPS, EditRequest
 from kiwi_cli.editing.windows import Windows
+from kiwi_cli.editing.wording import told
 from kiwi_cli.editors.base import Found
 from kiwi_cli.engine.kept_latents import KeptLatents
 from kiwi_cli.engine.noise import NoisePart
@@ -90,8 +90,8 @@ class EditPlan:
         return self.request if self.kept is None else self.request.of_part(self.request.parts[-1])
 
     def told(self, request: EditRequest) -> str:
-        """The instruction of it as the model is given it; a model that says what it understands gets plain words."""
-        return plainly(request.prompt) if self.settings.understands and not request.raw else request.prompt
+        """The instruction of it as the model is given it."""
+        return told(request, self.settings)
 
     @property
     def in_windows(self) -> Windows | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kiwi_cli.base.events import SILENT, Events
 from kiwi_cli.editing import cache_ratios, paths, references
-from kiwi_cli.editing.checks import check_understood, check_words, understood
+from kiwi_cli.editing.checks import check_understood, check_words
 from kiwi_cli.editing.fitting import check_joint, check_room, check_takes
 from kiwi_cli.editing.outputs import open_comparison, open_output
 from kiwi_cli.editing.paths import default_output, extras_of, numbered
@@ -15,6 +15,7 @@ from kiwi_cli.editing.plan import EditPlan, changes, cost_of, size_for, with_det
 from kiwi_cli.editing.remaking import check_parts, kept_latents, part_notes, with_parts
 from kiwi_cli.editing.request import STEPS, EditRequest
 from kiwi_cli.editing.windowing import most_frames, windows_of
+from kiwi_cli.editing.wording import understood
 from kiwi_cli.editors.base import Found
 from kiwi_cli.editors.registry import check_used, kind_of
 from kiwi_cli.errors import UsageError
@@ -155,10 +156,11 @@ def _notices(plan: EditPlan, of_references: tuple[str, ...]) -> list[str]:
         notices.append(cost_of(plan.found.price(plan.span.frame_count, plan.rate)))
     if plan.request.sampling.cache_ratios is not None:
         notices += cache_ratios.for_request(plan.request, plan.model, plan.steps)[1]
-    found = understood(plan)
+    found = understood(plan.request, plan.settings)
     if found is not None and found.understood:
         words = plan.told(plan.request)
-        given = f', and given to the model as "{words}"' if words != plan.request.prompt else ""
+        left = ", without what --task adds" if plan.request.task and not plan.request.raw else ""
+        given = f', and given to the model as "{words}"{left}' if words != plan.request.prompt else ""
         notices.append(f"understood as: {found.kind.replace('-', ' ')}{given}")
     elif plan.settings.offers:
         notices.append(f"the model was trained for no more than: {plan.settings.good_for}")

@@ -223,7 +223,7 @@ def _drawn(plan: EditPlan, made: Preview, pictures: Sequence[Sequence[Any]], nex
         f"{size} in {count(steps, 'step')}" for size, steps in ((made.size, made.steps), (plan.size, plan.steps))
     )
     less = f"; the edit itself: {whole}" if how != whole else ""
-    head = [f'"{plan.request.prompt}"', f"{plan.request.choice.name} at {how}{less}"]
+    head = [f'"{plan.told(plan.request)}"', f"{plan.request.choice.name} at {how}{less}"]
     return sheets.draw(rows, _shown_size(plan), head, [expected_words(plan, made), f"next: {next_command}"])
 
 

@@ -67,7 +67,7 @@ def describe(plan: EditPlan, identity: Identity, frames: int, damage: Damage | N
         "format": FORMAT,
         "model": asked["model"],
         "checkpoint": identity.checkpoint,
-        "instruction": request.prompt,
+        "instruction": plan.told(request),
         **asked,
         **really,
         "frames": frames,

@@ -18,7 +18,7 @@ from kiwi_cli.errors import UsageError
 from kiwi_cli.synth import phrases, phrases_local
 from kiwi_cli.synth.looks import TINTS
 from kiwi_cli.synth.phrases import Wordings
-from kiwi_cli.synth.phrases_looks import ADJECTIVES, LOOK_WORDINGS
+from kiwi_cli.synth.phrases_looks import ADJECTIVES, LOOK_WORDINGS, STRENGTHS
 
 Split = Literal["seen", "held-out"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -58,19 +58,32 @@ SLOTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 AMERICAN = (("olour", "olor"), ("osteris", "osteriz"), ("grey", "gray"), ("Grey", "Gray"), ("centre", "center"))
+SHORT = ("make it ", "give it ")
+"""How those begin that a model's sentences have slight and strong."""
 CAPITAL, STOP, AMERICAN_SPELLING = 0.5, 0.35, 0.3  # how often a wording is written so
 
 
 def seen_wordings() -> dict[str, list[str]]:
     """Kind of edit -> what a model is trained with: as a checkpoint holds it in `understands.json`.
 
-    Templates, those of looks without a word of strength. What they name goes through all of it: colours of a tint, two
-    looks of those that there are (pairs that a model is shown in no training among them: each word is known).
+    Templates, those of looks without a word of strength; then the shortest of these, slight and strong. What they name
+    goes through all of it: colours of a tint, two looks of those that there are (pairs that a model is shown in no
+    training among them: each word is known).
     """
     found = {kind: list(WORDINGS[kind].seen) for kind in KINDS}
     for kind in LOOK_KINDS:
         found[kind] = [fill(text, _named(number)) for number, text in enumerate(WORDINGS[kind].seen)]
+        short = [text for text in WORDINGS[kind].seen if text.startswith(SHORT)] if kind != "two-looks" else []
+        for strength in ("slight", "strong"):
+            for number, text in enumerate(short):
+                every = [{"colour": colour} for colour in TINTS] if text == "make it {how}{colour}" else [{}]
+                found[kind] += [fill(text, _named(number) | _strength(strength, number) | name) for name in every]
     return found
+
+
+def _strength(name: str, number: int) -> dict[str, str]:
+    """The slots of that strength, another word in each of a row."""
+    return {slot: words[number % len(words)] for slot, words in STRENGTHS[name].items()}
 
 
 def _named(number: int) -> dict[str, str]:
