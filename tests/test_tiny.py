@@ -241,6 +241,13 @@ def test_an_instruction_that_is_none_of_its_kinds_is_refused_with_what_is_like_i
         assert code == 0 and err.count("warning: ") == 1 and "will make some other edit" in err
 
 
+def test_of_several_looks_it_is_told_how_to_make_one_after_the_other(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ("edit", CLIP, "make it brighter, less colourful and snowy", "--model", "tiny", "--device", "cpu")
+    code, _, err = inside(capsys, *command, "--dry-run")
+    assert code == 2
+    assert 'say "make it brighter", and of its result "make it less colourful", and "snowy please"; --force' in err
+
+
 def test_a_sentence_that_is_about_a_reference_is_led_to_where_one_is_given(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ Sentences = Mapping[str, Sequence[str]]
 KNOWN = 0.8  # of the telling words: below it, something else is asked for too
 SHOWN = 0.5  # where a picture shows what is meant, and words may name what is on it
 MOST = 3  # instructions that are named
+AND = re.compile(r",|;|&|\+|\b(?:and|but)(?: also)?(?: then)?\b|\bthen\b")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Match:
         other: the kind that it is of where that is one of those that the model is not good for, else ''.
         told: the sentence of that kind and strength that is nearest to it, of those the model was trained with; the
             instruction itself where it is one of them, or where the kind has none without slots.
+        steps: what is told for each of the edits that it asks for, where it asks for several and each is understood.
     """
 
     understood: bool
@@ -39,6 +41,7 @@ class Match:
     kind: str = ""
     other: str = ""
     told: str = ""
+    steps: tuple[str, ...] = ()
 
     @cached_property
     def nearest(self) -> tuple[str, ...]:
@@ -81,9 +84,18 @@ def match(instruction: str, sentences: Sentences, kinds: Iterable[str], known: f
     likely = [kind for kind in good if cover[kind] == best]
     if best < known or best < cover.get(other, 0.0):
         of_other = cover.get(other, 0.0) >= max(best, known)
-        return Match(False, instruction, tuple(texts.values()), other=other if of_other else "")
+        steps = _steps(instruction, sentences, good, known)
+        return Match(False, instruction, tuple(texts.values()), other=other if of_other else "", steps=steps)
     kind = max(likely, key=lambda kind: nearest(instruction, said, texts[kind])[0])
     return Match(True, instruction, tuple(texts.values()), kind, told=_told(instruction, texts[kind]))
+
+
+def _steps(instruction: str, sentences: Sentences, kinds: Sequence[str], known: float) -> tuple[str, ...]:
+    """What is told for each part of 'brighter and warmer', if all are understood, and as different kinds."""
+    asked = [part.strip() for part in AND.split(instruction) if part.strip()]
+    found = [match(part, sentences, kinds, known) for part in asked] if len(asked) > 1 else []
+    different = len({one.kind for one in found}) == len(found)
+    return tuple(one.told for one in found) if different and all(one.understood for one in found) else ()
 
 
 def _told(instruction: str, texts: Sequence[str]) -> str:

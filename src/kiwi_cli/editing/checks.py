@@ -58,7 +58,10 @@ def check_understood(plan: EditPlan) -> list[str]:
         return [f"{unknown} and will make some other edit; it was trained for {settings.good_for}"]
     _check_reference(request, settings, found.other)
     lists = f"`kiwi prompts --model {name}` lists "
-    if found.nearest:
+    if found.steps:
+        first, *later = (f'"{text}"' for text in found.steps)
+        hint = f"say {first}, and of its result {', and '.join(later)}; --force edits all the same"
+    elif found.nearest:
         nearest = " or ".join(f'"{text}"' for text in found.nearest)
         hint = f"say {nearest}; {lists}more, and --force edits all the same"
     else:
