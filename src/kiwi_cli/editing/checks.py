@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 from kiwi_cli.base.choices import check_device_name, check_dtype_name
 from kiwi_cli.base.plainly import plainly
+from kiwi_cli.base.text import count
 from kiwi_cli.base.understood import KNOWN, SHOWN, Match, match
 from kiwi_cli.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
     from kiwi_cli.editing.plan import EditPlan
     from kiwi_cli.editing.request import EditRequest
+    from kiwi_cli.weights.settings import ModelSettings
 
 CPU_COMPILERS = ("g++", "clang++", "c++", "icpx", "cl")
 GPU_COMPILERS = ("gcc", "clang", "cc", "cl")
@@ -67,6 +69,23 @@ def check_understood(plan: EditPlan) -> list[str]:
         others = "a released model does other edits (`kiwi download --list`)"
         hint = f"{lists}what it knows; {others}, and --force edits all the same"
     raise UsageError(f"{unknown}; it was trained for no more than {settings.good_for}", hint)
+
+
+def check_length(request: EditRequest, settings: ModelSettings, frames: int | None, exact: bool = True) -> list[str]:
+    """What a person must know before an edit that gives the model more frames at once than it was made for.
+
+    Args:
+        frames: of the clip that are edited; None: not known yet. exact: else they are an estimate.
+    """
+    most = settings.frames
+    known = request.frames if frames is None else frames
+    if request.windowing.windows != "off" or most is None or (known is not None and known <= most):
+        return []
+    given = "all frames of a clip" if frames is None else f"{'' if exact else 'about '}{frames}"
+    return [
+        f"'{request.choice.name}' was made for {count(most, 'frame')} at a time, and --windows off gives it {given} at "
+        "once: smears and blobs are likely; leave --windows off out"
+    ]
 
 
 def understood(plan: EditPlan) -> Match | None:
