@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shlex
 from pathlib import Path
 
+import av
 import pytest
 
 import kiwi_cli
 from kiwi_cli.batch import planning
 from kiwi_cli.errors import MediaError
+from kiwi_cli.video.failures import writing
 from kiwi_cli.video.writer import FrameWriter
 
+from .. import fakes
 from ..conftest import CHECKPOINT
 from ..video.media import make_clip
 from .terminal import CLIP, REFERENCE, inside
@@ -119,3 +124,51 @@ def test_a_size_that_a_model_was_not_made_for_is_said(
     assert (said + words in out) == bool(words) and ("was made for" in out) == bool(words), out
     code, out, _ = inside(capsys, *command, "--model", CHECKPOINT)
     assert code == 0 and "was made for" not in out
+
+
+# -- places -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+@pytest.mark.parametrize("name", ["x.png", "x.mp4", "x.gif", "folder"])
+def test_a_folder_that_takes_no_files_is_named(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if not os.access("/proc", os.W_OK):
+        pytest.skip("only root is let that far")
+    source = REFERENCE if name.endswith(".png") else CLIP
+    with fakes.commands_use(fakes.FakeEditor()):
+        code, _, err = inside(capsys, "edit", source, "x", "--model", CHECKPOINT, "-o", f"/proc/{name}")
+    assert code == 1 and f"cannot write '/proc/{name}': the folder '/proc' takes no files" in err, err
+    assert "hint: write elsewhere with --output" in err
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.png", "frames", "a.mp4.json", "a.mp4.latents"])
+@pytest.mark.parametrize(
+    ("number", "words", "hint"),
+    [
+        (errno.ENOENT, "takes no files", "ELSEWHERE"),
+        (errno.EACCES, "not allowed to write", "ELSEWHERE"),
+        (errno.EPERM, "not allowed to write", "ELSEWHERE"),
+        (errno.EROFS, "the disk is read-only", "ELSEWHERE"),
+        (errno.ENOSPC, "no space left", "free some space, or ELSEWHERE"),
+        (errno.EDQUOT, "no space left", "free some space, or ELSEWHERE"),
+        (errno.ENAMETOOLONG, "the name is too long", "choose a shorter name"),
+        (errno.EIO, "input/output error", "ELSEWHERE"),
+        (errno.EINVAL, "invalid argument", "ELSEWHERE"),
+    ],
+)
+def test_what_the_system_refuses_is_not_blamed_on_the_codec(
+    number: int, words: str, hint: str, name: str, tmp_path: Path
+) -> None:
+    with pytest.raises(MediaError, match=words) as caught, writing(tmp_path / name, "ELSEWHERE"):
+        raise OSError(number, os.strerror(number))
+    assert caught.value.hint == hint
+
+
+def test_what_a_library_refuses_is() -> None:
+    for error in (av.error.InvalidDataError(-1, "x"), av.error.ArgumentError(errno.EINVAL, "x"), OSError("mode P")):
+        with pytest.raises(MediaError) as caught, writing(Path("a.mp4")):
+            raise error
+        assert caught.value.hint == "try another --codec or container"
+    with pytest.raises(MediaError, match="no such folder: '/nowhere'") as caught, writing(Path("/nowhere/a.mp4")):
+        raise av.error.FileNotFoundError(errno.ENOENT, "x")
+    assert "--output" in caught.value.hint
