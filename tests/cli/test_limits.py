@@ -172,3 +172,30 @@ def test_what_a_library_refuses_is() -> None:
     with pytest.raises(MediaError, match="no such folder: '/nowhere'") as caught, writing(Path("/nowhere/a.mp4")):
         raise av.error.FileNotFoundError(errno.ENOENT, "x")
     assert "--output" in caught.value.hint
+
+
+# -- masks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        ("0,0,50", "has 3 numbers, and a rectangle has four"),
+        ("0,0,50,50,", "is no rectangle"),
+        ("0,0,50,50,9", "has 5 numbers, and a rectangle has four"),
+        ("1.5,0,50,50", "is no rectangle"),
+        ("0,0,50,-5", "is no rectangle"),
+        ("0 0 50 50", "is no rectangle"),
+        ("0,0,0,5", "has no area"),
+    ],
+)
+def test_numbers_that_are_no_rectangle(mask: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = inside(capsys, "edit", CLIP, "x", "--model", CHECKPOINT, f"--mask={mask}", "--dry-run")
+    assert code == 2 and f"the mask '{mask}' {words}" in err, err
+    assert "hint: write x,y,width,height in whole pixels, the last two from 1: --mask 120,40,180,160" in err
+
+
+def test_a_name_with_numbers_is_a_file_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("50", "0,0,a.png", "2026-11-28"):
+        code, _, err = inside(capsys, "edit", CLIP, "x", "--model", CHECKPOINT, "--mask", name, "--dry-run")
+        assert code == 2 and f"mask not found: '{name}'" in err, err
