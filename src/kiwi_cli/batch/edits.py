@@ -48,7 +48,7 @@ class EditWork:
             "size": str(result.size),
             "device": result.device,
             "seconds": {stage: round(value, 3) for stage, value in result.seconds.items()},
-            "notices": [*plan.warnings, *result.notices],
+            "notices": result.notices,
             "approximations": result.approximations,
         }
 

@@ -18,7 +18,7 @@ from kiwi_cli.base.version import __version__
 from kiwi_cli.batch.jobs import STATE, Job, job_id, sketch
 from kiwi_cli.batch.looking import Looked, look
 from kiwi_cli.batch.table import Asked, Fault
-from kiwi_cli.editing.checks import check_words
+from kiwi_cli.editing.checks import check_length, check_words
 from kiwi_cli.editing.paths import extras_of, name_like
 from kiwi_cli.editing.plain import as_plain
 from kiwi_cli.editing.prepare import prepare
@@ -55,12 +55,14 @@ class Planned:
     Attributes:
         jobs: in order, those of one model together. faults: of the others, in order.
         warnings: what a person must know before. missing: models that have to be fetched first.
+        cautions: what a person must know of single edits -> where those are, in order.
     """
 
     jobs: list[Job] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    cautions: dict[str, list[str]] = field(default_factory=dict)
 
 
 class Planner:
@@ -112,7 +114,11 @@ class Planner:
                     looked.check(request)
                     found = self._model(request.choice, planned)
                     if len(requests) <= PLANNED:
-                        self._open(request, scratch, planned)
+                        known = self._open(request, scratch)
+                    else:
+                        known = check_length(request, found.settings, None)
+                    for line in known:
+                        planned.cautions.setdefault(line, []).append(each.where)
                     job = self._job(request, found)
                 except KiwiError as error:
                     message = error.message.replace(f"{scratch}{os.sep}", "")  # a plan's output is only tried there
@@ -221,12 +227,12 @@ class Planner:
             if not isinstance(found, KiwiError):
                 kind_of(choice).admit(found, choice)
 
-    def _open(self, request: EditRequest, scratch: Path, planned: Planned) -> None:
-        """The whole plan of an edit, for what is wrong with it."""
+    def _open(self, request: EditRequest, scratch: Path) -> list[str]:
+        """What a person must know of an edit, after its whole plan was made for what is wrong with it."""
         assert request.output is not None
         request = request.changed(output=scratch / request.output.name, overwrite=True)
         plan = prepare(request, fetch=False, cut=False)  # looking for cuts would decode every clip whole
-        planned.warnings += [line for line in plan.warnings if line not in planned.warnings]
+        return list(plan.warnings)
 
     def _job(self, request: EditRequest, found: Found) -> Job:
         plain = as_plain(request)

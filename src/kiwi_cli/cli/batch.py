@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -149,7 +149,7 @@ def perform(asked: Sequence[Asked], faults: Sequence[Fault], batch: Batch, conso
     planned = planner.plan(asked, faults)
     standing = Standing.of(store, planned.jobs, overwrite)
     bad = [*planned.faults, *standing.faults]
-    for warning in planned.warnings:
+    for warning in [*planned.warnings, *_cautions(planned.cautions)]:
         console.warn(warning)
     if bad and not (batch.skip_bad and standing.jobs and not any(fault.of_table for fault in bad)):
         raise UsageError(listed(bad), _hint(bad, len(standing.jobs)))
@@ -278,6 +278,13 @@ def listed(bad: Sequence[Fault]) -> str:
     edits = count(len({fault.where for fault in bad}), "edit")
     what = "the table" if any(fault.of_table for fault in bad) else edits
     return "\n  ".join([f"{what} cannot be used; nothing was begun", *lines[:LISTED], *rest])
+
+
+def _cautions(cautions: Mapping[str, Sequence[str]]) -> list[str]:
+    """A line for each, with where it is of; no more than can be read."""
+    lines = [f"{_places(places)}: {line}" for line, places in cautions.items()]
+    rest = [f"... and {len(lines) - LISTED} more such warnings"] if len(lines) > LISTED else []
+    return lines[:LISTED] + rest
 
 
 def _places(places: Sequence[str]) -> str:

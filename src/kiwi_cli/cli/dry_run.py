@@ -102,7 +102,7 @@ def data(plan: EditPlan) -> dict[str, Any]:
         "estimate": _estimated(plan) if plan.request.choice.editor == "kiwi" else None,
         "output": str(plan.output),
         **{kind: str(path) if (path := plan.extras.get(kind)) else None for kind in EXTRAS},
-        "notices": list(plan.notices),
+        "notices": [*plan.warnings, *plan.notices],
     }
 
 

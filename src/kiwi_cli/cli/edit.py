@@ -245,7 +245,7 @@ def carry_out(request: EditRequest, console: Console, dry_run: bool, kept: Kept 
         result = session.run(plan, kept)
     if not processes.is_first():
         return  # the first one tells of the result
-    for notice in result.notices[len(plan.notices) :]:
+    for notice in result.notices[len(plan.warnings) + len(plan.notices) :]:
         if session.latest is None or notice not in session.latest.changes:  # those were told as they came
             console.note(f"note: {notice}")
     for name, label in stages_of(plan.request.choice).items():
@@ -304,6 +304,6 @@ def report(plan: EditPlan, result: EditResult) -> dict[str, Any]:
         "settings": result.settings,
         "seconds": {name: round(value, 3) for name, value in result.seconds.items()},
         "memory": result.memory,
-        "notices": [*plan.warnings, *result.notices],
+        "notices": result.notices,
         "approximations": result.approximations,
     }

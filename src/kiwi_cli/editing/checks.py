@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kiwi_cli.base.choices import check_device_name, check_dtype_name
+from kiwi_cli.base.text import count
 from kiwi_cli.editing.wording import understood
 from kiwi_cli.errors import DeviceError, UsageError
 
@@ -80,6 +81,23 @@ def _check_reference(request: EditRequest, settings: ModelSettings, other: str) 
         raise UsageError(f"'{said}' is an edit without a reference, and a picture is given", f"say `{command}`")
     command = shlex.join(["kiwi", "ref-edit", clip, said, "--model", model, "--ref", "PICTURE"])
     raise UsageError(f"the reference picture of '{said}' is not given", f"give it: `{command}`")
+
+
+def check_length(request: EditRequest, settings: ModelSettings, frames: int | None, exact: bool = True) -> list[str]:
+    """What a person must know before an edit that gives the model more frames at once than it was made for.
+
+    Args:
+        frames: of the clip that are edited; None: not known yet. exact: else they are an estimate.
+    """
+    most = settings.frames
+    known = request.frames if frames is None else frames
+    if request.windowing.windows != "off" or most is None or (known is not None and known <= most):
+        return []
+    given = "all frames of a clip" if frames is None else f"{'' if exact else 'about '}{frames}"
+    return [
+        f"'{request.choice.name}' was made for {count(most, 'frame')} at a time, and --windows off gives it {given} at "
+        "once: smears and blobs are likely; leave --windows off out"
+    ]
 
 
 def check_addresses(request: EditRequest) -> None:

@@ -191,6 +191,20 @@ def worked(plan: EditPlan) -> str | None:
     return f"the model works at {plan.size}; the result is scaled to {plan.clip.size}{softer}"
 
 
+def made_for(plan: EditPlan) -> str | None:
+    """What it means that a model with a working size of its own is given another one; None when it is not."""
+    if plan.settings.pixels is None or plan.request.size is None:
+        return None
+    own = size_for(plan.clip, plan.request.changed(size=None), plan.settings)
+    if own == plan.size:
+        return None
+    times = plan.size.width * plan.size.height / (own.width * own.height)
+    # Seen with tiny at 64x32 to 832x480: larger is as good, smaller has blots where the look is strong.
+    what = ": fewer pixels, and a strong look may come out in blots" if times < 1 else ""
+    what = f": {times:.2g} times the pixels, which takes longer" if times >= 1.5 else what
+    return f"the model was made for {own}, its size without --size, and works at {plan.size}{what}"
+
+
 def size_for(clip: Clip, request: EditRequest, settings: ModelSettings) -> Size:
     """The working size: as asked for, else the model's own area, else the clip's size within the default budget."""
     if request.size is None and settings.pixels is not None:

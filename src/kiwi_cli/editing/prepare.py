@@ -7,11 +7,11 @@ from pathlib import Path
 
 from kiwi_cli.base.events import SILENT, Events
 from kiwi_cli.editing import cache_ratios, paths, references
-from kiwi_cli.editing.checks import check_understood, check_words
+from kiwi_cli.editing.checks import check_length, check_understood, check_words
 from kiwi_cli.editing.fitting import check_joint, check_room, check_takes
 from kiwi_cli.editing.outputs import open_comparison, open_output
 from kiwi_cli.editing.paths import default_output, extras_of, numbered
-from kiwi_cli.editing.plan import EditPlan, changes, cost_of, size_for, with_detail
+from kiwi_cli.editing.plan import EditPlan, changes, cost_of, made_for, size_for, with_detail
 from kiwi_cli.editing.remaking import check_parts, kept_latents, part_notes, with_parts
 from kiwi_cli.editing.request import STEPS, EditRequest
 from kiwi_cli.editing.windowing import most_frames, windows_of
@@ -121,7 +121,8 @@ def _plan(request: EditRequest, files: _Files, found: Found, events: Events, cut
         open_output(plan, plan.output)  # a codec or quality that there is not is refused before all of a clip is read
         plan = with_parts(_in_windows(plan, events))
         check_room(plan)
-    warnings = [line for asked in _each_asked(plan) for line in check_understood(asked)]
+    warnings = check_length(request, plan.settings, plan.span.frame_count, plan.span.exact)
+    warnings += [line for asked in _each_asked(plan) for line in check_understood(asked)]
     return replace(plan, notices=tuple(_notices(plan, files.told)), warnings=tuple(dict.fromkeys(warnings)))
 
 
@@ -152,6 +153,8 @@ def _in_windows(plan: EditPlan, events: Events) -> EditPlan:
 def _notices(plan: EditPlan, of_references: tuple[str, ...]) -> list[str]:
     """What is not as the clip was or as was asked for, in words."""
     notices = [*plan.clip.notices, *plan.span.notices, *of_references, *changes(plan), *part_notes(plan)]
+    if line := made_for(plan):
+        notices.append(line)
     if plan.found.price is not None:
         notices.append(cost_of(plan.found.price(plan.span.frame_count, plan.rate)))
     if plan.request.sampling.cache_ratios is not None:

@@ -139,7 +139,7 @@ class Session:
         if writers:
             record.note_damage(settings, plan.clip, writers[0].damaged)  # of windows it is known by now
             _write_beside(plan, edit, settings)
-        told = [*plan.notices]
+        told = [*plan.warnings, *plan.notices]
         told += [note for writer in writers for note in writer.notices if note not in told]
         told += self.latest.changes if self.latest is edit else []
         seconds = {"load": 0.0, **stages.seconds, "total": time.perf_counter() - begin}

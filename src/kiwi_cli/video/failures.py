@@ -30,6 +30,17 @@ READ_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+PLACE = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EROFS,
+    errno.ENXIO,
+    errno.EIO,
+)
+"""What FFmpeg passes on when the place is at fault; with other numbers it speaks of codecs."""
 WRITE_ERRORS = (av.FFmpegError, OSError, ValueError, MemoryError)
 NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
@@ -55,7 +66,7 @@ def writing(
     """Turn whatever a library raises while writing `path` into a MediaError.
 
     Args:
-        elsewhere: how another place is chosen. hint: what to do when nothing is known of the reason.
+        elsewhere: how another place is chosen. hint: what to do when the place is not the reason.
     """
     try:
         yield
@@ -66,7 +77,28 @@ def writing(
             raise MediaError(f"no space left to write '{path}'", f"free some space, or {elsewhere}") from error
         if isinstance(error, PermissionError):
             raise MediaError(f"not allowed to write '{path}'", elsewhere) from error
+        if isinstance(error, OSError) and _of_place(error):
+            why, hint = _place(path, error, elsewhere)
+            raise MediaError(f"cannot write '{path}': {why}", hint) from error
         raise MediaError(f"cannot write '{path}': {reason(error)}", hint) from error
+
+
+def _of_place(error: OSError) -> bool:
+    """Whether a failure to write is due to the disk or the folder, not to what is written; Pillow's have no number."""
+    return error.errno in PLACE if isinstance(error, av.FFmpegError) else error.errno in errno.errorcode
+
+
+def _place(path: Path, error: OSError, elsewhere: str) -> tuple[str, str]:
+    """What is wrong with the place, and what to do."""
+    folder = path.absolute().parent
+    if error.errno == errno.ENOENT:  # of a folder that is there the system says so too, if it takes no files: /proc
+        why = f"the folder '{folder}' takes no files" if folder.is_dir() else f"no such folder: '{folder}'"
+        return why, elsewhere
+    if error.errno == errno.EROFS:
+        return "the disk is read-only", elsewhere
+    if error.errno == errno.ENAMETOOLONG:
+        return "the name is too long", "choose a shorter name"
+    return reason(error), elsewhere
 
 
 @contextmanager

@@ -20,8 +20,10 @@ from kiwi_cli.video.probing import probe
 from kiwi_cli.video.resize import scale
 
 _RECTANGLE = re.compile(r"\s*(-?\d+)\s*,\s*(-?\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*")
+_NUMBERS = re.compile(r"\s*[-+]?\d[\d.+-]*[\s,;][\d\s,;.+-]*")  # meant as a rectangle, and not as a file's name
 # Video and JPEG masks are never quite black or white: levels this near to the ends count as the ends.
 _BLACK, _WHITE = 16, 239
+_HOW = "write x,y,width,height in whole pixels, the last two from 1: --mask 120,40,180,160"
 _STRIP = 1 << 22  # pixels blended at a time
 _MAX_FEATHER = 512  # pixels
 
@@ -63,11 +65,11 @@ def load_mask(spec: str | os.PathLike[str], clip: Clip, *, feather: int = 0) -> 
     match = _RECTANGLE.fullmatch(os.fspath(spec))
     if match and not Path(spec).exists():
         x, y, width, height = (int(part) for part in match.groups())
+        if not width or not height:
+            raise UsageError(f"the mask '{spec}' has no area", _HOW)
         box = Box(max(x, 0), max(y, 0), min(x + width, clip.width), min(y + height, clip.height))
         if box.left >= box.right or box.top >= box.bottom:
-            raise UsageError(
-                f"the mask '{spec}' lies outside the clip, which is {clip.size}", "pass --mask x,y,width,height"
-            )
+            raise UsageError(f"the mask '{spec}' lies outside the clip, which is {clip.size}", _HOW)
         cut = f"{box.left},{box.top},{box.right - box.left},{box.bottom - box.top}"
         beyond = (box.left, box.top, box.right, box.bottom) != (x, y, x + width, y + height)
         notices = [f"the mask reaches beyond the clip's {clip.size}: it is cut to {cut}"] if beyond else []
@@ -75,6 +77,10 @@ def load_mask(spec: str | os.PathLike[str], clip: Clip, *, feather: int = 0) -> 
     try:
         media = probe(spec)
     except UsageError:
+        if _NUMBERS.fullmatch(os.fspath(spec)):
+            numbers = len(re.findall(r"\d[\d.]*", os.fspath(spec)))
+            wrong = "is no rectangle" if numbers == 4 else f"has {count(numbers, 'number')}, and a rectangle has four"
+            raise UsageError(f"the mask '{spec}' {wrong}", _HOW) from None
         raise UsageError(
             f"mask not found: '{spec}'", "pass a picture, a video, a folder or x,y,width,height with --mask"
         ) from None
