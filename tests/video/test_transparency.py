@@ -227,10 +227,10 @@ def test_the_edges_of_a_cut_out_do_not_shine(tmp_path, capsys, detail):
         made[name] = np.asarray(Image.open(out)).astype(float)
     assert (made["cut"][..., 3] == alpha).all()
     difference = np.abs(made["cut"][..., :3] - made["whole"]).max(-1)
-    assert difference[alpha >= 128].max() <= (8 if detail == "source" else 24)
+    assert difference[alpha >= 128].max() <= (3 if detail == "source" else 8)  # 1 and 4; on white it was 124
     on_black, whole = (made[name][..., :3] * alpha[..., None] / 255 for name in ("cut", "whole"))
     edge = (alpha > 0) & (alpha < 255)
-    assert on_black[edge].max() <= whole[edge].max() + 8  # 224 where the edge was whitened
+    assert on_black[edge].max() <= whole[edge].max() + 3 and (on_black - whole)[edge].max() <= 8
 
 
 def test_an_opaque_picture_is_what_it_was(tmp_path):
