@@ -19,7 +19,7 @@ from kiwi_cli.editing.wording import understood
 from kiwi_cli.editors.base import Found
 from kiwi_cli.editors.registry import check_used, kind_of
 from kiwi_cli.errors import UsageError
-from kiwi_cli.video import Clip, Mask, check_output, load_mask, probe, refuse_source, select
+from kiwi_cli.video import Clip, Mask, check_output, for_output, load_mask, probe, refuse_source, select
 from kiwi_cli.weights.reserved import check_reserved
 
 OF_NO_CLIP = ("sidecar", "latents", "ratios")
@@ -83,7 +83,7 @@ def _check_files(request: EditRequest) -> _Files:
             raise UsageError(f"output exists: '{path}'", "pass --overwrite, or another --output")
     mask = load_mask(request.mask, clip, feather=request.feather) if request.mask is not None else None
     told = tuple(note for path in request.references for note in references.notices(path))
-    return _Files(clip, output, extras, mask, told)
+    return _Files(for_output(clip, output), output, extras, mask, told)
 
 
 def _mask_file(request: EditRequest) -> list[Path]:

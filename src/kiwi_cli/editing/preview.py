@@ -173,7 +173,7 @@ def _part(plan: EditPlan, moment: Moment, size: Size, steps: int) -> EditPlan:
 def _source(part: EditPlan, moment: Moment, taken: _Taken) -> Any:
     """The clip's own picture of a moment; how long reading takes is noted."""
     marks, found = [time.perf_counter()], None
-    with closing(read_frames(part.clip, part.span, size=_shown_size(part))) as frames:
+    with closing(read_frames(replace(part.clip, keeps_alpha=False), part.span, size=_shown_size(part))) as frames:
         for number, frame in enumerate(frames):
             marks.append(time.perf_counter())
             if number == moment.frame - moment.first:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from kiwi_cli.video.glancing import glance
     from kiwi_cli.video.mask import Mask, load_mask
     from kiwi_cli.video.metadata import read_metadata
-    from kiwi_cli.video.planning import check_output, container_of, refuse_source
+    from kiwi_cli.video.planning import check_output, container_of, for_output, refuse_source
     from kiwi_cli.video.probing import probe
     from kiwi_cli.video.reader import SourceFrame, read_frames
     from kiwi_cli.video.shots import Shots, find_shots
@@ -68,7 +68,7 @@ _HOMES = {
     "shots": ("Shots", "find_shots"),
     "timeline": ("Span", "check_numbers", "select"),
     "walked": ("Walked",),
-    "planning": ("check_output", "container_of", "refuse_source"),
+    "planning": ("check_output", "container_of", "for_output", "refuse_source"),
     "writer": ("FrameWriter", "open_writer"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -98,6 +98,7 @@ __all__ = [
     "check_output",
     "container_of",
     "find_shots",
+    "for_output",
     "framing",
     "glance",
     "latent_frame_count",

@@ -118,6 +118,7 @@ class Clip:
     frame_count_exact: bool = True
     variable_rate: bool = False
     has_alpha: bool = False
+    keeps_alpha: bool = False  # what is written has it too: frames are straight colours, not composited on white
     interlaced: bool = False
     colour: Colour = field(default_factory=Colour)
     audio: tuple[AudioTrack, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 from typing import Literal
@@ -107,7 +108,7 @@ def write_sheet(
     wanted = _spread(max(span.source_frames, 1), columns)
     above: list[sheets.Tile] = []
     numbers = []
-    inside = (frame for frame, choice in walk(clip, span) if choice.inside)
+    inside = (frame for frame, choice in walk(replace(clip, keeps_alpha=False), span) if choice.inside)
     for position, frame in enumerate(inside):
         if position in wanted:
             words = "" if above else f"   {SOURCE} above, {RESULT} below"

@@ -20,7 +20,7 @@ from kiwi_cli.video.failures import READ_ERRORS, reason
 from kiwi_cli.video.geometry import Box, Framing, Size
 from kiwi_cli.video.hdr import from_sdr, to_sdr
 from kiwi_cli.video.opening import check_dimensions, open_media, picture_stream
-from kiwi_cli.video.pictures import flatten, merge, read_picture
+from kiwi_cli.video.pictures import eight_bits, merge, read_picture, seen
 from kiwi_cli.video.resize import in_working, to_working
 from kiwi_cli.video.samples import Samples, Unpacker
 from kiwi_cli.video.scaling import SamplesToRgb
@@ -34,7 +34,7 @@ class Pixels(Protocol):
     """A decoded frame whose pixels are only converted when somebody asks for them."""
 
     def rgb(self) -> np.ndarray:
-        """(H, W, 3) uint8, upright, transparent parts on white: the model's view."""
+        """(H, W, 3) uint8, upright: the model's view. Transparent parts are on white, or as of `Clip.keeps_alpha`."""
 
     def working(self, place: Framing) -> np.ndarray:
         """(h, w, 3) uint8: `rgb` as it is placed in the working frame."""
@@ -86,10 +86,13 @@ class VideoPixels:
         if self._cached is None:
             clip = self._clip
             if clip.is_deep:
-                self._cached = self._sdr(np.uint8) if clip.colour.is_hdr else flatten(self._stored())
+                stored = self._stored()
+                if clip.colour.is_hdr:
+                    stored = np.dstack([self._sdr(np.uint8), eight_bits(stored[..., 3:])])  # alpha, if any
+                self._cached = seen(stored, clip.keeps_alpha)
             else:
                 stored = self._convert.to_rgb(self._frame, "rgba" if clip.has_alpha else "rgb24")
-                self._cached = upright(flatten(stored), clip.rotation, clip.mirrored)
+                self._cached = upright(seen(stored, clip.keeps_alpha), clip.rotation, clip.mirrored)
         return self._cached
 
     def working(self, place: Framing) -> np.ndarray:
@@ -172,7 +175,7 @@ class PicturePixels:
         return self._cached
 
     def rgb(self) -> np.ndarray:
-        return flatten(self._pixels())
+        return seen(self._pixels(), self._clip.keeps_alpha)
 
     def working(self, place: Framing) -> np.ndarray:
         return to_working(self.rgb(), place)
@@ -186,7 +189,7 @@ class PicturePixels:
         return pixels if pixels.dtype == np.uint16 or pixels.shape[-1] == 4 else None
 
     def lifted(self, edited: np.ndarray) -> np.ndarray:
-        return edited if edited.dtype == np.uint16 else merge(edited, self._pixels())
+        return edited if edited.dtype == np.uint16 else merge(edited, self._pixels(), self._clip.keeps_alpha)
 
     def samples(self) -> Samples | None:
         return None

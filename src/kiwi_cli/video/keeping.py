@@ -51,7 +51,11 @@ TABLE = (
     Row("dynamic HDR metadata", "-------", "HDR10+ and Dolby Vision describe the pictures that were"),
     Row("closed captions in the picture", "-------", "not the same as subtitle streams"),
     Row("spherical and stereoscopic marks", "-------", ""),
-    Row("transparency", "-----kk", "transparent parts become white; .jpg has none"),
+    Row(
+        "transparency",
+        "-----kk",
+        "with the colours beneath it edited; where it is dropped, and in .jpg, transparent parts become white",
+    ),
     Row("sound", "kkkk---", "packets are copied where the container takes the codec, else encoded again; holes stay"),
     Row(
         "subtitles",

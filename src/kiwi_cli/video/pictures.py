@@ -15,6 +15,7 @@ from kiwi_cli.errors import MediaError
 from kiwi_cli.video.clip import MAX_DIMENSION, MAX_TOTAL_PIXELS
 from kiwi_cli.video.failures import reading
 from kiwi_cli.video.png import decode_png16, png_depth, write_png
+from kiwi_cli.video.straight import straight
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 # Pillow calls JPEGs of several pictures MPO, and shows the first
@@ -138,34 +139,54 @@ def read_details(path: Path) -> Details:
             return _details(image)
 
 
-def flatten(pixels: np.ndarray) -> np.ndarray:
-    """The model's view: (H, W, 3) uint8, transparent parts on white.
+def seen(pixels: np.ndarray, keeps_alpha: bool) -> np.ndarray:
+    """The model's view, (H, W, 3) uint8: straight colours where the result keeps the transparency, else on white.
 
     Args:
         pixels: (H, W, 3 or 4), uint8 or uint16.
     """
-    view = pixels
-    if view.dtype == np.uint16:
-        view = ((view.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if view.shape[-1] == 3:
-        return view
-    alpha = view[..., 3:].astype(np.uint16)
-    return ((view[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return straight(eight_bits(pixels)) if keeps_alpha and pixels.shape[-1] == 4 else flatten(pixels)
 
 
-def merge(edited: np.ndarray, original: np.ndarray) -> np.ndarray:
+def flatten(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8, transparent parts on white.
+
+    Args:
+        pixels: (H, W, 3 or 4), uint8 or uint16.
+    """
+    view = eight_bits(pixels)
+    return view if view.shape[-1] == 3 else on_white(view[..., :3], view[..., 3])
+
+
+def on_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Straight colours, (H, W, 3) uint8, composited on white. alpha: (H, W), uint8 or uint16."""
+    weight = eight_bits(alpha)[..., None].astype(np.uint16)
+    return ((rgb * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)
+
+
+def eight_bits(values: np.ndarray) -> np.ndarray:
+    """uint8 or uint16 values as uint8."""
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8) if values.dtype == np.uint16 else values
+
+
+def merge(edited: np.ndarray, original: np.ndarray, keeps_alpha: bool = False) -> np.ndarray:
     """An edited frame at the original's depth and with its transparency.
 
-    A pixel that the edit left as the model saw it keeps all the bits of the original.
+    A pixel that the edit left as the model saw it keeps all the bits of the original, and so does one that is
+    invisible in a frame of straight colours.
 
     Args:
         edited: (H, W, 3) uint8.
         original: (H, W, 3 or 4), uint8 or uint16.
+        keeps_alpha: as of `seen`, which made the frame that was edited.
     """
     if original.dtype == np.uint8 and original.shape[-1] == 3:
         return edited
     out = original.copy()
-    changed = (edited != flatten(original)).any(-1)
+    if keeps_alpha and original.shape[-1] == 4:
+        changed = (edited != eight_bits(original[..., :3])).any(-1) & (original[..., 3] > 0)
+    else:
+        changed = (edited != flatten(original)).any(-1)
     scale = 257 if original.dtype == np.uint16 else 1
     out[..., :3][changed] = edited[changed].astype(original.dtype) * scale
     return out
@@ -201,8 +222,7 @@ def save_picture(
                 coding=coding,
             )
         return
-    if pixels.dtype == np.uint16:
-        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    pixels = eight_bits(pixels)
     exif = details.exif
     options: dict[str, Any] = {"icc_profile": details.icc_profile} if details.icc_profile else {}
     if details.xmp:
@@ -252,7 +272,7 @@ def _space_of(profile: bytes) -> bytes:
 
 def _through_profile(image: Image.Image, profile: bytes, mode: str) -> Image.Image:
     """A grey or CMYK picture in sRGB, by its profile; as Pillow converts it where the profile does not fit."""
-    alpha = image.getchannel("A") if image.mode in ("LA", "PA", "RGBA") else None
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     plain = image.convert("L") if image.mode in ("LA", "1", "P", "PA") else image
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))

@@ -42,6 +42,16 @@ def container_of(path: str | os.PathLike[str]) -> Container:
     return CONTAINERS[suffix]
 
 
+def for_output(clip: Clip, path: str | os.PathLike[str]) -> Clip:
+    """The clip as it is to be read for an output: where that keeps transparency, in straight colours."""
+    of_sequence = clip.kind == "sequence"  # any of its pictures may have some
+    return replace(clip, keeps_alpha=(clip.has_alpha or of_sequence) and _keeps_alpha(container_of(path)))
+
+
+def _keeps_alpha(container: Container) -> bool:
+    return container != "jpeg" and fate_of("transparency", container) == "kept"
+
+
 def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Refuse an output that cannot be written, before any work is done.
 
@@ -123,6 +133,7 @@ def plan_target(
     quality: str | int | None,
     sound: bool,
     metadata: dict[str, str],
+    compared: bool = False,
 ) -> tuple[Target, list[str]]:
     """What is written, and what the person should know about it."""
     container = container_of(path)
@@ -152,7 +163,7 @@ def plan_target(
         notices.append(f"the frames become even: a {container} has one rate, {float(clip.fps):.3g} a second")
     others, said = plan_others(clip, container)
     notices += said
-    if clip.has_alpha and (encoding is not None or container in ("gif", "jpeg")):
+    if clip.has_alpha and not _keeps_alpha(container):
         notices.append(f"transparent parts become white: .{container} is written without transparency")
     if aspect != 1 and container not in ("mp4", "mov") and not (encoding and encoding.codec in _KEEP_ASPECT):
         square = Size(max(round(size.width * aspect), 1), size.height)
@@ -171,7 +182,11 @@ def plan_target(
         earliest = min(plan.track.start for plan in tracks)
         # Codecs settle for some 20 ms before the first sound; more than that is sound before the picture.
         cut = Cut(lead=-earliest if earliest < -Fraction(1, 20) else Fraction(0))
-    return Target(clip, container, size, aspect, cut, dict(metadata), encoding, tracks, others, quality), notices
+    keeps_alpha = _keeps_alpha(container) and not compared and size == clip.size
+    if clip.has_alpha and _keeps_alpha(container) and not keeps_alpha:
+        notices.append(f"transparent parts become white in {'a comparison' if compared else 'pixels made square'}")
+    target = Target(clip, container, size, aspect, cut, dict(metadata), encoding, keeps_alpha, tracks, others, quality)
+    return target, notices
 
 
 def begin_at(target: Target, first: Fraction) -> Target:

@@ -43,6 +43,7 @@ class Target:
     cut: Cut
     metadata: dict[str, str]
     encoding: Encoding | None = None
+    keeps_alpha: bool = False
     sound: tuple[TrackPlan, ...] = ()
     others: tuple[OtherPlan, ...] = ()
     quality: str | int | None = None
@@ -296,7 +297,7 @@ class PictureSink:
         target = self._target
         details = read_details(target.clip.files[frame.number]) if target.clip.files else Details()
         quality = None if target.quality in (None, "lossless") else _picture_quality(target.quality)
-        rgb = _with_depth(scale(rgb, self._target.size), frame)
+        rgb = _with_depth(scale(rgb, self._target.size), frame, target)
         if target.container == "jpeg" and len(target.metadata.get("kiwi", "").encode()) > JPEG_COMMENT:
             self.notices.append("a JPEG has no room for how it was made: write a PNG or WebP to keep that")
         save_picture(
@@ -331,7 +332,7 @@ class FolderSink:
             name = clip.files[frame.number].stem if clip.kind == "sequence" else name  # a picture's is no number
             own = read_details(clip.files[frame.number])
             details = replace(own, exif=None, text={})  # the record beside the frames has the text
-        rgb = _with_depth(scale(rgb, self._target.size), frame)
+        rgb = _with_depth(scale(rgb, self._target.size), frame, self._target)
         save_picture(self._path / f"{name}.png", rgb, file_format="PNG", details=details, coding=_coding(self._target))
 
     def finish(self) -> None:
@@ -354,10 +355,14 @@ def _gif_loop(clip: Clip) -> int:
     return -1 if found is None else found
 
 
-def _with_depth(rgb: np.ndarray, frame: Frame) -> np.ndarray:
+def _with_depth(rgb: np.ndarray, frame: Frame, target: Target) -> np.ndarray:
     """The picture with the source's depth and transparency, where it has not got them yet."""
     original = None if rgb.dtype == np.uint16 else frame.pixels.original()
-    return rgb if original is None or original.shape[:2] != rgb.shape[:2] else merge(rgb, original)
+    if original is None or original.shape[:2] != rgb.shape[:2]:
+        return rgb
+    if original.shape[-1] == 4 and not target.keeps_alpha:
+        return rgb  # composited on white: alpha once more would whiten it twice
+    return merge(rgb, original, target.clip.keeps_alpha)
 
 
 def _clock(clip: Clip) -> Fraction:

@@ -30,6 +30,7 @@ from kiwi_cli.video.failures import WRITE_ERRORS, writing
 from kiwi_cli.video.geometry import Fit, Framing, Size, framing
 from kiwi_cli.video.mask import Mask, MaskReader, composite
 from kiwi_cli.video.partial import partial_folder, remove_partial
+from kiwi_cli.video.pictures import on_white
 from kiwi_cli.video.planning import begin_at, check_output, plan_target, refuse_source
 from kiwi_cli.video.resize import from_working
 from kiwi_cli.video.sinks import Sink, Target, open_sink, rehearse
@@ -68,7 +69,8 @@ def open_writer(
 
     Args:
         path: the extension chooses the container; no extension writes a folder of PNG files.
-        clip, span, size, fit: as given to `read_frames`; the frames written are the ones it yielded, edited.
+        clip, span, size, fit: as given to `read_frames`; the frames written are the ones it yielded, edited. Where
+            the clip is transparent, both get it as `for_output` gives it.
         scaled: the frames are at the clip's own scale already, as large as the part of it that `size` and `fit` show.
         keep_rest: also write the clip's frames before and after the span, as they are.
         mask: from `load_mask`; outside it the encoder gets the source's own pixels.
@@ -88,7 +90,16 @@ def open_writer(
     check_output(path, overwrite=overwrite)
     span = span or select(clip)
     target, notices = plan_target(
-        Path(path), clip, span, keep_rest, compared_size(clip.size, compare), codec, quality, sound, metadata or {}
+        Path(path),
+        clip,
+        span,
+        keep_rest,
+        compared_size(clip.size, compare),
+        codec,
+        quality,
+        sound,
+        metadata or {},
+        compare is not None,
     )
     rehearse(target)
     notices += mask.notices if mask else ()
@@ -138,6 +149,8 @@ class FrameWriter:
         self._compare = compare
         self._plain = place.covers_clip and mask is None and compare is None and not target.deep
         self._plain &= place.source.size != place.target.size
+        self._on_white = target.clip.keeps_alpha and not target.keeps_alpha
+        self._plain &= not self._on_white
         self._walked = walked if self._plain and not keep_rest and target.container in FORMATS else None
         self._temporary: Path | None = None
         self._queue: queue.Queue[np.ndarray | None] = queue.Queue(_QUEUED_CHUNKS)
@@ -275,9 +288,9 @@ class FrameWriter:
             if self._abandoned.is_set():
                 raise MediaError("abandoned")
             time = frame.time - (cut.begin or 0) + cut.lead
-            picture = self._compose(frame, edited if choice.inside else None)
+            picture = self._opaque(frame, edited if choice.inside else None)
             if self._compare is not None:
-                picture = compare(self._compose(frame, None), picture, self._compare, self._done())
+                picture = compare(self._opaque(frame, None), picture, self._compare, self._done())
             sink.add(picture, frame, time)
             self.frames_written += 1
         if next(arriving, None) is not None:
@@ -287,6 +300,12 @@ class FrameWriter:
         """How much of what is written is over: 0 at its first frame, 1 at its last."""
         count = self._target.clip.frame_count if self._keep_rest else self._span.source_frames
         return Fraction(self.frames_written, max(count - 1, 1))
+
+    def _opaque(self, frame: Frame, edited: np.ndarray | None) -> np.ndarray:
+        """What `_compose` gives; of straight colours for an output without transparency, composited on white."""
+        picture = self._compose(frame, edited)
+        original = frame.pixels.original() if self._on_white else None
+        return picture if original is None or original.shape[-1] == 3 else on_white(picture, original[..., 3])
 
     def _compose(self, frame: Frame, edited: np.ndarray | None) -> np.ndarray:
         """The picture for the sink, (H, W, 3) at the clip's own size: uint8, uint16 where the output keeps more.
