@@ -174,6 +174,20 @@ def test_the_next_dry_run_knows_what_the_last_edit_took(
     assert "no figure" in inside(capsys, *plain)[1]
 
 
+def test_a_short_edit_does_not_make_a_long_one_seem_endless() -> None:
+    """Much of a short edit's time does not grow with the clip: 132 frames of 480p were to take five hours."""
+    short = last_runs.LastRun("CPU", "m", "fast", "128x80, 1 frame", 0.1, 2.0, 8.0)
+    long, longer = replace(short, shape="long", tflop=100.0), replace(short, shape="longer", tflop=200.0)
+    last_runs.remember(short)
+    alone = last_runs.expected(long)
+    assert alone is not None and "so short that this is too long" in alone[1]
+    last_runs.remember(replace(longer, work=108.0))
+    both = last_runs.expected(long)
+    assert both is not None and both[0] == pytest.approx(2 + 8 + 100 * 99.9 / 199.9) and "too long" not in both[1]
+    between = last_runs.expected(replace(short, shape="shorter still", tflop=0.01))
+    assert between is not None and 2.8 <= between[0] <= 10.0
+
+
 def test_the_last_runs_are_kept_one_of_a_kind_and_not_without_end() -> None:
     run = last_runs.LastRun("CPU", "m", "fast", "64x64", 2.0, 1.0, 4.0)
     for index in range(last_runs.MOST + 5):

@@ -9,12 +9,17 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from datetime import date
+from math import log
 from pathlib import Path
 
 from kiwi_cli.base.whole import write_text
 
 MOST = 200
 """Entries that are kept, the latest."""
+APART = 2
+"""Times the operations, from which two edits say how the time grows with them."""
+FAR = 8
+"""Times an edit's operations, from which another one is not told by it alone."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,8 @@ def remember(run: LastRun) -> None:
 
 
 def expected(run: LastRun) -> tuple[float, str] | None:
-    """Seconds that an edit will take here, and from what: from the last of its shape, else from the last one that
-    worked in the same way, by the operations. None where there is none.
+    """Seconds that an edit will take here, and from what: from the last of its shape, else from those that worked in
+    the same way, by the operations. None where there is none.
 
     Args:
         run: of which the seconds are not known.
@@ -79,7 +84,16 @@ def expected(run: LastRun) -> tuple[float, str] | None:
     same = [other for other in alike if other.shape == run.shape]
     if not alike:
         return None
-    last = (same or alike)[-1]
-    seconds = last.load + last.work * run.tflop / last.tflop
-    what = "the last such edit here" if same else f"the last edit here with this model, at {last.shape}"
-    return seconds, f"{what}, {last.day}"
+    if same:
+        last = same[-1]
+        return last.load + last.work * run.tflop / last.tflop, f"the last such edit here, {last.day}"
+    # The latest of those that are nearest in size; of edits much shorter than this one most may not grow with it.
+    near = min(reversed(alike), key=lambda other: abs(log(other.tflop / max(run.tflop, 1e-9))))
+    seconds = near.load + near.work * run.tflop / near.tflop
+    what = f"the last edit here with this model, at {near.shape}, {near.day}"
+    others = [other for other in alike if not 1 / APART < other.tflop / near.tflop < APART]
+    rates = [(other.work - near.work) / (other.tflop - near.tflop) for other in reversed(others)]
+    if rates and rates[0] > 0:
+        grown = near.work + rates[0] * (run.tflop - near.tflop)
+        return near.load + max(grown, near.work * min(1.0, run.tflop / near.tflop)), what
+    return seconds, f"{what}, which was so short that this is too long" if run.tflop > FAR * near.tflop else what
