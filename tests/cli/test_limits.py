@@ -141,6 +141,16 @@ def test_a_folder_that_takes_no_files_is_named(name: str, capsys: pytest.Capture
     assert "hint: write elsewhere with --output" in err
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+def test_a_preview_asks_for_its_place_before_anything_is_made(capsys: pytest.CaptureFixture[str]) -> None:
+    if not os.access("/proc", os.W_OK):
+        pytest.skip("only root is let that far")
+    never = fakes.FailingEditor(AssertionError("an edit was begun"))
+    with fakes.commands_use(never):
+        code, _, err = inside(capsys, "edit", CLIP, "x", "--model", CHECKPOINT, "-o", "/proc/x.mp4", "--preview")
+    assert code == 1 and "cannot write '/proc/x-preview.png': the folder '/proc' takes no files" in err, err
+
+
 @pytest.mark.parametrize("name", ["a.mp4", "a.png", "frames", "a.mp4.json", "a.mp4.latents"])
 @pytest.mark.parametrize(
     ("number", "words", "hint"),

@@ -22,6 +22,7 @@ from kiwi_cli.engine.demand import Stage
 from kiwi_cli.engine.estimate import Estimate
 from kiwi_cli.errors import MediaError
 from kiwi_cli.video import Size, probe, read_frames, select, sheets, size_of_area
+from kiwi_cli.video.planning import try_place
 
 STEPS = 10
 """At most: enough to see what an edit does."""
@@ -102,6 +103,8 @@ def preview(plan: EditPlan, next_command: str, events: Events = SILENT) -> Previ
     """
     begin, request = time.perf_counter(), plan.request
     size = plan.size if plan.size.width * plan.size.height <= PIXELS else _smaller(plan)
+    if processes.is_first():
+        try_place(plan.extras["preview"])
     shown = moments(plan, size)
     seeds = range(request.sampling.seed, request.sampling.seed + (request.previewing.seeds or 1))
     steps, taken = min(plan.steps, STEPS), _Taken()
