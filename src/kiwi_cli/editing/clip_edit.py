@@ -53,6 +53,7 @@ class ClipEdit:
         self._approximations: list[tuple[str, ...]] = []  # of each window
         self._calibrations: list[Calibration] = []
         self._told: set[str] = set()
+        self._words = plan.told(plan.request)  # the same in all windows
         self.origin = Origin(plan.clip.path, plan.output, plan.rate)
         self.changes: list[str] = []  # what the editor did to the clip beside the edit
         self.dollars: float | None = None  # what it cost
@@ -106,7 +107,7 @@ class ClipEdit:
                 self._told.add(line)
                 self.note(where + line)
 
-        asked = (frames, self.plan.told(self.plan.request), self.references)
+        asked = (frames, self._words, self.references)
         window = self.kept.window(number, frames) if self.kept is not None else None
         if window is not None:
             done = restored(window, self.editor, *asked, progress, notify)
