@@ -29,7 +29,17 @@ _RULES = tuple(
         (rf"{_TOO}(?:bright|light)\b", r"make it \g<how>darker"),
         (rf"{_TOO}(?:warm|yellow|orange)\b", r"make it \g<how>cooler"),
         (rf"{_TOO}(?:cool|cold|blue)\b", r"make it \g<how>warmer"),
-        (r"^(?:make (?:it|this) )?(bright|warm|cool|cold)$", r"make it \1er"),
+        (
+            rf"^(?:make {_IT} )?(?P<how>(?:very|really|extremely|a bit|a little|slightly) )?(bright|warm|cool|cold)"
+            r"(?: please)?$",
+            r"make it \g<how>\g<3>er",
+        ),
+        (rf"^(?:make {_IT} |it is |it'?s )?(?P<how>a bit|a little|slightly|somewhat) dark$", r"make it \g<how> darker"),
+        (r"^(?:(?:change|turn|convert) (?:it|this) )?(?:from )?colou?r to black", "turn it into black"),
+        (rf"\bturn{_WHAT} up\b", r"give it more \g<what>"),
+        (rf"\bturn{_WHAT} down\b", r"give it less \g<what>"),
+        (r",?(?: and)? (?:please )?(?:can you )?(?:please )?fix (?:it|this|that)(?: please)?$", ""),
+        (r"(?<=er),? (?:too|as well)$", ""),
         (r"\b(?:more )?vibrant\b", "more vivid"),
         (r"\btone down the colou?rs?\b", "give it less colour"),
         (r"\b(?:high|strong) saturation\b", "more saturation"),

@@ -8,22 +8,25 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 
 _FILLERS = (
-    "a add all also an and are as at be both but by can change clip convert could do edit everything film fix footage "
-    "for frame frames from get give go has have i image in into is it its just kindly let like look looking looks made "
-    "make me my of on one only photo picture please pls plz put render scene shot show so some something take "
-    "thanks that the this thx to transform turn turned u ur version video want was we whole will with would you your"
+    "a add all also am an and are as at be both but by can change clip convert could d do edit everything film footage "
+    "for frame frames from get give go has have i image in into is it its just kindly let like ll look looking looks "
+    "made make making me mind my of on one only over photo picture please pls plz put re render s scene shot show so "
+    "some something t take thank thanks that the this thx to transform turn turned u ur version video want was we "
+    "whole will with would you your"
 )
-_SLIGHT = "bit faintly gently hint lil little mildly slight slightly somewhat subtle subtly tad tiny touch wee"
-_STRONG = "extremely far heavily hugely lot much really strongly super totally ultra very way"
-_REVERSING = (
-    "anti away don except excepting less lose minus never no nor not nothing off out remove rid too undo unlike without"
+_SLIGHT = "barely bit faintly gently hint lil little mildly slight slightly somewhat subtle subtly tad tiny touch wee"
+_STRONG = "extra extremely far heavily heavy lot much really significantly strong strongly super totally ultra very way"
+_GOING = (
+    "avoid away clear colorize don except excepting fix keep less lift lose melt minus never no nor not nothing off "
+    "out remove repair restore revert rid stop too un undo unlike without"
 )
 SLIGHT, STRONG = frozenset(_SLIGHT.split()), frozenset(_STRONG.split())
 FILLERS = frozenset(_FILLERS.split()) | SLIGHT | STRONG
-REVERSING = frozenset(_REVERSING.split())
+GOING = frozenset(_GOING.split())
+REVERSING = GOING | {"opposite", "opposites"}
 """Words that turn what is said with them round: they belong to a sentence as much as what they stand beside."""
-TAKING = frozenset(["before", "drain", "drained", "strip"])
-"""Words of a sentence that may name what goes by them: another one that names that may mean that it comes."""
+TAKING = GOING | {"before", "drain", "drained", "strip"}
+"""Words by which what a sentence names goes: another instruction that names that may mean that it comes."""
 SPELLINGS = (
     ("grey", "gray"),
     ("colour", "color"),
@@ -35,6 +38,7 @@ ALL_BUT = re.compile(r"\b(?:all|anything|everything) but\b(?! also)")
 BECOMES = (" into ", " to ", " like ")
 """What something is to become stands after the last of these."""
 ALIKE = 0.76  # of the letters of two words that begin alike: from here one may be a slip of the pen for the other
+READ = 200  # letters of an instruction that are compared with those of sentences
 LONG = 4  # letters: words of no more are like too many others: "down" and "dawn"
 
 
@@ -56,8 +60,8 @@ def reversed_by(text: str) -> frozenset[str]:
 
 
 def taken_by(text: str) -> frozenset[str]:
-    """These, and the words in it by which something goes."""
-    return telling(text) & (REVERSING | TAKING)
+    """The words in it by which something goes."""
+    return telling(text) & TAKING
 
 
 @cache
@@ -88,7 +92,7 @@ def nearest(instruction: str, said: frozenset[str], texts: Sequence[str]) -> tup
     most = max(shared.values())
 
     def likeness(text: str) -> tuple[float, float, int]:
-        return shared[text], difflib.SequenceMatcher(None, instruction.lower(), text).ratio(), -len(text)
+        return shared[text], difflib.SequenceMatcher(None, instruction[:READ].lower(), text).ratio(), -len(text)
 
     best = max((text for text in texts if shared[text] == most), key=likeness)
     return likeness(best), best
@@ -96,5 +100,6 @@ def nearest(instruction: str, said: frozenset[str], texts: Sequence[str]) -> tup
 
 def alike(word: str, known: Iterable[str]) -> list[str]:
     """The most similar word there is, if it is similar at all; short words are all alike."""
-    begin = [one for one in sorted(known) if len(word) > LONG and one[0] == word[0]]
+    near = [one for one in sorted(known) if one[0] == word[0] and abs(len(one) - len(word)) < 2]
+    begin = near if len(word) > LONG else []
     return difflib.get_close_matches(word, begin, 1, ALIKE)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from kiwi_cli.base.sentences import alike, nearest, parts, reversed_by, strength, taken_by, telling
+from kiwi_cli.base.sentences import READ, alike, nearest, parts, reversed_by, strength, taken_by, telling
 
 Sentences = Mapping[str, Sequence[str]]
 """Kind of edit -> instructions that a model was trained with; '{slots}' stand for any words."""
@@ -19,6 +19,8 @@ Sentences = Mapping[str, Sequence[str]]
 KNOWN = 0.8  # of the telling words: below it, something else is asked for too
 SHOWN = 0.5  # where a picture shows what is meant, and words may name what is on it
 MOST = 3  # instructions that are named
+MEASURES = frozenset(["less", "more"])
+"""Words that say nothing of what is meant when they are all that two sentences share."""
 AND = re.compile(r",|;|&|\+|\b(?:and|but)(?: also)?(?: then)?\b|\bthen\b")
 
 
@@ -61,7 +63,7 @@ class Match:
         near = said & known or frozenset(like for word in said - reverses for like in alike(word, known))
         as_strong = [[one for one in texts if strength(one) == strength(text)] or texts for texts in there]
         found = [nearest(self.instruction, near | reverses, texts) for texts in as_strong]
-        found = [(likeness, one) for likeness, one in found if near & telling(one)]
+        found = [(likeness, one) for likeness, one in found if (near - MEASURES) & parts(one)[1]]
         found.sort(key=lambda one: one[0], reverse=True)
         return tuple(dict.fromkeys(one for _, one in found))[:MOST]
 
@@ -86,13 +88,16 @@ def match(instruction: str, sentences: Sentences, kinds: Iterable[str], known: f
         of_other = cover.get(other, 0.0) >= max(best, known)
         steps = _steps(instruction, sentences, good, known)
         return Match(False, instruction, tuple(texts.values()), other=other if of_other else "", steps=steps)
-    kind = max(likely, key=lambda kind: nearest(instruction, said, texts[kind])[0])
+    found = {kind: nearest(instruction, said, texts[kind])[0] for kind in likely}
+    kind = max(likely, key=lambda kind: found[kind])
+    if [one[0] for one in found.values()].count(found[kind][0]) > 1 and found[kind][0] < 1:  # "white balance": which?
+        return Match(False, instruction, tuple(texts.values()))
     return Match(True, instruction, tuple(texts.values()), kind, told=_told(instruction, texts[kind]))
 
 
 def _steps(instruction: str, sentences: Sentences, kinds: Sequence[str], known: float) -> tuple[str, ...]:
     """What is told for each part of 'brighter and warmer', if all are understood, and as different kinds."""
-    asked = [part.strip() for part in AND.split(instruction) if part.strip()]
+    asked = [part.strip() for part in AND.split(instruction[:READ]) if part.strip()]
     found = [match(part, sentences, kinds, known) for part in asked] if len(asked) > 1 else []
     different = len({one.kind for one in found}) == len(found)
     return tuple(one.told for one in found) if different and all(one.understood for one in found) else ()
@@ -121,12 +126,14 @@ def _cover(instruction: str, texts: Sequence[str]) -> float:
         return max((1.0 for words in fixed if words and words <= said), default=0.0)
     if len(said) == 1:
         return float(said in [telling(text) for text in texts])
-    if reverses and not any((said - reverses) & telling(text) for text in texts if reversed_by(text) == reverses):
+    turned = [telling(text) - reverses for text in texts if reversed_by(text) == reverses] if reverses else []
+    if reverses and not any(0 < len(words) <= 2 * len(said & words) for words in turned):
         return 0.0
     usual = texts if taken_by(instruction) else [text for text in texts if not taken_by(text)]
     before, after = parts(instruction)
-    made = frozenset().union(*(parts(text)[1] for text in usual))
-    if not after & made:
+    ends = [parts(text)[1] for text in usual]
+    if not any(2 * len(after & end) >= len(end) for end in ends if end):
         return 0.0
+    made = frozenset().union(*ends)
     known = (after & made) | (before & frozenset().union(*map(telling, usual)))
     return len(known) / len(said)

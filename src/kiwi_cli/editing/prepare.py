@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kiwi_cli.base.events import SILENT, Events
+from kiwi_cli.base.plainly import plainly
+from kiwi_cli.base.sentences import strength
+from kiwi_cli.base.understood import Match
 from kiwi_cli.editing import cache_ratios, paths, references
 from kiwi_cli.editing.checks import check_length, check_understood, check_words
 from kiwi_cli.editing.fitting import check_joint, check_room, check_takes
@@ -150,6 +153,19 @@ def _in_windows(plan: EditPlan, events: Events) -> EditPlan:
     return plan
 
 
+def _meant(plan: EditPlan, found: Match) -> str:
+    """As which kind of edit the instruction is understood, and what the model is given for it."""
+    request, kind = plan.request, found.kind.replace("-", " ")
+    if request.raw and request.prompt not in plan.settings.understands[found.kind]:
+        none = f"'{request.prompt}' is none of the sentences that the model was trained with"
+        return f"{none}, though it seems to mean {kind}: another edit may come"
+    words, asked = plan.told(request), plainly(request.instruction)
+    only = ", which it knows in one strength only" if strength(asked) not in ("", strength(words)) else ""
+    left = ", without what --task adds" if request.task and not request.raw else ""
+    given = f', and given to the model as "{words}"{left}' if words != request.prompt else ""
+    return f"understood as: {kind}{only}{given}"
+
+
 def _notices(plan: EditPlan, of_references: tuple[str, ...]) -> list[str]:
     """What is not as the clip was or as was asked for, in words."""
     notices = [*plan.clip.notices, *plan.span.notices, *of_references, *changes(plan), *part_notes(plan)]
@@ -161,10 +177,7 @@ def _notices(plan: EditPlan, of_references: tuple[str, ...]) -> list[str]:
         notices += cache_ratios.for_request(plan.request, plan.model, plan.steps)[1]
     found = understood(plan.request, plan.settings)
     if found is not None and found.understood:
-        words = plan.told(plan.request)
-        left = ", without what --task adds" if plan.request.task and not plan.request.raw else ""
-        given = f', and given to the model as "{words}"{left}' if words != plan.request.prompt else ""
-        notices.append(f"understood as: {found.kind.replace('-', ' ')}{given}")
+        notices.append(_meant(plan, found))
     elif plan.settings.offers:
         notices.append(f"the model was trained for no more than: {plan.settings.good_for}")
     notices += open_output(plan, plan.output).notices
