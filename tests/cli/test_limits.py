@@ -126,6 +126,18 @@ def test_a_size_that_a_model_was_not_made_for_is_said(
     assert code == 0 and "was made for" not in out
 
 
+def test_a_file_where_a_folder_would_be_and_the_reverse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "folder.mp4").mkdir()
+    edit = ("edit", CLIP, "x", "--model", CHECKPOINT, "--dry-run", "--overwrite", "-o")
+    code, _, err = inside(capsys, *edit, tmp_path / "file" / "a" / "out.mp4")
+    assert code == 2 and f"'{tmp_path / 'file'}' is a file, and no folder to write in" in err and "mkdir" not in err
+    code, _, err = inside(capsys, *edit, tmp_path / "file")
+    assert code == 2 and f"'{tmp_path / 'file'}' is a file, and a folder would be written" in err
+    code, _, err = inside(capsys, *edit, tmp_path / "folder.mp4")
+    assert code == 2 and "is a folder, and a file would be written" in err
+
+
 # -- places -----------------------------------------------------------------------------------------------------
 
 
@@ -197,11 +209,12 @@ def test_what_a_library_refuses_is() -> None:
         ("0,0,50,-5", "is no rectangle"),
         ("0 0 50 50", "is no rectangle"),
         ("0,0,0,5", "has no area"),
+        ("", "is empty"),
     ],
 )
 def test_numbers_that_are_no_rectangle(mask: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = inside(capsys, "edit", CLIP, "x", "--model", CHECKPOINT, f"--mask={mask}", "--dry-run")
-    assert code == 2 and f"the mask '{mask}' {words}" in err, err
+    assert code == 2 and "the mask " in err and f"'{mask}'" in err and words in err, err
     assert "hint: write x,y,width,height in whole pixels, the last two from 1: --mask 120,40,180,160" in err
 
 

@@ -18,7 +18,7 @@ from kiwi_cli.base.version import __version__
 from kiwi_cli.batch.jobs import STATE, Job, job_id, sketch
 from kiwi_cli.batch.looking import Looked, look
 from kiwi_cli.batch.table import Asked, Fault
-from kiwi_cli.editing.checks import check_length, check_words
+from kiwi_cli.editing.checks import check_words, length_warnings
 from kiwi_cli.editing.paths import extras_of, name_like
 from kiwi_cli.editing.plain import as_plain
 from kiwi_cli.editing.prepare import prepare
@@ -116,7 +116,7 @@ class Planner:
                     if len(requests) <= PLANNED:
                         known = self._open(request, scratch)
                     else:
-                        known = check_length(request, found.settings, None)
+                        known = length_warnings(request, found.settings, None)
                     for line in known:
                         planned.cautions.setdefault(line, []).append(each.where)
                     job = self._job(request, found)

@@ -83,7 +83,7 @@ def _check_reference(request: EditRequest, settings: ModelSettings, other: str) 
     raise UsageError(f"the reference picture of '{said}' is not given", f"give it: `{command}`")
 
 
-def check_length(request: EditRequest, settings: ModelSettings, frames: int | None, exact: bool = True) -> list[str]:
+def length_warnings(request: EditRequest, settings: ModelSettings, frames: int | None, exact: bool = True) -> list[str]:
     """What a person must know before an edit that gives the model more frames at once than it was made for.
 
     Args:

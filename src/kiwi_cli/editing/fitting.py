@@ -8,7 +8,7 @@ from kiwi_cli.base.hardware import memory
 from kiwi_cli.base.identity import fingerprint
 from kiwi_cli.base.option import rows
 from kiwi_cli.base.text import count, format_bytes
-from kiwi_cli.editing.checks import check_length
+from kiwi_cli.editing.checks import length_warnings
 from kiwi_cli.editing.plan import EditPlan
 from kiwi_cli.editors.base import Editor, Identity, LongEditor
 from kiwi_cli.engine.choice import BLOCK_CACHES, ModelChoice
@@ -48,7 +48,8 @@ def check_fits(plan: EditPlan, editor: Editor) -> None:
     if plan.size.width % editor.multiple or plan.size.height % editor.multiple:
         raise UsageError(f"'{editor.name}' works at multiples of {editor.multiple}, not at {plan.size}", HINT)
     at_once = plan.span.frame_count if plan.windows is None else plan.windows.frames
-    asked_for = plan.request.frames is not None or check_length(plan.request, plan.settings, at_once)  # and warned of
+    warned = bool(length_warnings(plan.request, plan.settings, at_once))
+    asked_for = plan.request.frames is not None or warned
     if editor.most_frames is not None and at_once > editor.most_frames and not asked_for:
         raise UsageError(f"'{editor.name}' takes {editor.most_frames} frames at a time, not {at_once}", HINT)
 

@@ -10,7 +10,7 @@ from kiwi_cli.base.plainly import plainly
 from kiwi_cli.base.sentences import strength
 from kiwi_cli.base.understood import Match
 from kiwi_cli.editing import cache_ratios, paths, references
-from kiwi_cli.editing.checks import check_length, check_understood, check_words
+from kiwi_cli.editing.checks import check_understood, check_words, length_warnings
 from kiwi_cli.editing.fitting import check_joint, check_room, check_takes
 from kiwi_cli.editing.outputs import open_comparison, open_output
 from kiwi_cli.editing.paths import default_output, extras_of, numbered
@@ -124,7 +124,7 @@ def _plan(request: EditRequest, files: _Files, found: Found, events: Events, cut
         open_output(plan, plan.output)  # a codec or quality that there is not is refused before all of a clip is read
         plan = with_parts(_in_windows(plan, events))
         check_room(plan)
-    warnings = check_length(request, plan.settings, plan.span.frame_count, plan.span.exact)
+    warnings = length_warnings(request, plan.settings, plan.span.frame_count, plan.span.exact)
     warnings += [line for asked in _each_asked(plan) for line in check_understood(asked)]
     return replace(plan, notices=tuple(_notices(plan, files.told)), warnings=tuple(dict.fromkeys(warnings)))
 

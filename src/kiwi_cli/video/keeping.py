@@ -54,7 +54,7 @@ TABLE = (
     Row(
         "transparency",
         "-----kk",
-        "with the colours beneath it edited; where it is dropped, and in .jpg, transparent parts become white",
+        "with the colours beneath it edited; where it is dropped, and in .jpg, what is edited is put on white",
     ),
     Row("sound", "kkkk---", "packets are copied where the container takes the codec, else encoded again; holes stay"),
     Row(

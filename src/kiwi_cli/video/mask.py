@@ -62,6 +62,8 @@ def load_mask(spec: str | os.PathLike[str], clip: Clip, *, feather: int = 0) -> 
     """
     if not 0 <= feather <= _MAX_FEATHER:
         raise UsageError(f"feather is not a width in pixels: {feather}", f"pass --feather 0 to {_MAX_FEATHER}")
+    if not os.fspath(spec).strip():  # an empty path is the current folder
+        raise UsageError(f"the mask is empty: '{os.fspath(spec)}'", _HOW)
     match = _RECTANGLE.fullmatch(os.fspath(spec))
     if match and not Path(spec).exists():
         x, y, width, height = (int(part) for part in match.groups())

@@ -73,12 +73,16 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> No
             hint = f"name a file in it: '{output / 'NAME.mp4'}'" if into else "pass --overwrite, or another --output"
             raise UsageError(f"output exists: '{output}'", hint)
         if output.is_dir() != (container == "folder"):
-            raise UsageError(f"output is of another kind: '{output}'", "pass another --output")
+            there, wanted = ("a folder", "a file") if output.is_dir() else ("a file", "a folder")
+            raise UsageError(f"'{output}' is {there}, and {wanted} would be written", "pass another --output")
         if container == "folder" and not all(_is_frame(entry) for entry in output.iterdir()):
             # Replacing a folder deletes what is in it.
             raise UsageError(f"the folder holds more than frames: '{output}'", "pass a new folder with --output")
     folder = output.absolute().parent
     if not folder.is_dir():
+        in_the_way = next((parent for parent in (folder, *folder.parents) if parent.is_file()), None)
+        if in_the_way is not None:
+            raise UsageError(f"'{in_the_way}' is a file, and no folder to write in", "pass another --output")
         raise UsageError(f"no such folder: '{folder}'", f"create it first: mkdir -p '{folder}'")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise MediaError(f"not allowed to write in '{folder}'", "write to another folder with --output")
@@ -164,7 +168,9 @@ def plan_target(
     others, said = plan_others(clip, container)
     notices += said
     if clip.has_alpha and not _keeps_alpha(container):
-        notices.append(f"transparent parts become white: .{container} is written without transparency")
+        notices.append(
+            f"transparent parts are put on white before the edit: .{container} is written without transparency"
+        )
     if aspect != 1 and container not in ("mp4", "mov") and not (encoding and encoding.codec in _KEEP_ASPECT):
         square = Size(max(round(size.width * aspect), 1), size.height)
         notices.append(
@@ -184,7 +190,7 @@ def plan_target(
         cut = Cut(lead=-earliest if earliest < -Fraction(1, 20) else Fraction(0))
     keeps_alpha = _keeps_alpha(container) and not compared and size == clip.size
     if clip.has_alpha and _keeps_alpha(container) and not keeps_alpha:
-        notices.append(f"transparent parts become white in {'a comparison' if compared else 'pixels made square'}")
+        notices.append(f"transparent parts are put on white in {'a comparison' if compared else 'pixels made square'}")
     target = Target(clip, container, size, aspect, cut, dict(metadata), encoding, keeps_alpha, tracks, others, quality)
     return target, notices
 
