@@ -174,6 +174,15 @@ def test_the_next_dry_run_knows_what_the_last_edit_took(
     assert "no figure" in inside(capsys, *plain)[1]
 
 
+def test_a_smaller_working_size_writes_as_many_pixels() -> None:
+    run = last_runs.LastRun("CPU", "m", "fast", "160x90", 100.0, 2.0, 60.0, writing=20.0, pixels=1000)
+    last_runs.remember(run)
+    smaller = last_runs.expected(replace(run, shape="80x48", tflop=25.0))
+    assert smaller is not None and smaller[0] == pytest.approx(2 + 40 / 4 + 20)
+    longer = last_runs.expected(replace(run, shape="160x90, more", tflop=200.0, pixels=2000))
+    assert longer is not None and longer[0] == pytest.approx(2 + 80 + 40)
+
+
 def test_a_short_edit_does_not_make_a_long_one_seem_endless() -> None:
     """Much of a short edit's time does not grow with the clip: 132 frames of 480p were to take five hours."""
     short = last_runs.LastRun("CPU", "m", "fast", "128x80, 1 frame", 0.1, 2.0, 8.0)

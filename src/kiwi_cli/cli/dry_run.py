@@ -152,8 +152,8 @@ def _estimated(plan: EditPlan) -> dict[str, Any]:
     }
 
 
-def last_run(plan: EditPlan, load: float = 0.0, total: float = 0.0) -> LastRun:
-    """An edit as it is remembered: seconds to load the model, and in all."""
+def last_run(plan: EditPlan, load: float = 0.0, total: float = 0.0, writing: float = 0.0) -> LastRun:
+    """An edit as it is remembered: seconds to load the model, in all, and to decode and write."""
     request, choice = plan.request, plan.request.choice
     windows = "" if plan.windows is None else f" in {count(plan.windows.count, 'window')}"
     references = f" with {count(len(request.references), 'reference')}" if request.references else ""
@@ -167,6 +167,8 @@ def last_run(plan: EditPlan, load: float = 0.0, total: float = 0.0) -> LastRun:
         tflop=counted(plan)[0].tflop,
         load=load,
         work=total - load,
+        writing=writing,
+        pixels=plan.span.frame_count * plan.clip.size.width * plan.clip.size.height,
     )
 
 

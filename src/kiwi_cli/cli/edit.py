@@ -281,7 +281,8 @@ def remember(plan: EditPlan, result: EditResult) -> None:
     from kiwi_cli.cli.dry_run import last_run
     from kiwi_cli.engine import last_runs
 
-    last_runs.remember(last_run(plan, result.seconds["load"], result.seconds["total"]))
+    seconds = result.seconds
+    last_runs.remember(last_run(plan, seconds["load"], seconds["total"], seconds.get("decode", 0.0)))
 
 
 def report(plan: EditPlan, result: EditResult) -> dict[str, Any]:

@@ -30,7 +30,8 @@ class LastRun:
         device: as the driver names it. model: its name or folder. mode: how it works: precision, kept weights, memory
             and the like, in one line. shape: size, frames and references, in one line.
         tflop: counted, of the whole edit. load, work: seconds to load the model, and from then to the written file.
-        day: when, as 2026-11-26.
+        day: when, as 2026-11-26. writing: seconds of `work` that were for decoding and writing frames.
+        pixels: that were written; like `writing` 0 where it is not known.
     """
 
     device: str
@@ -41,6 +42,8 @@ class LastRun:
     load: float
     work: float
     day: str = ""
+    writing: float = 0.0
+    pixels: int = 0
 
     @property
     def kind(self) -> tuple[str, str, str, str]:
@@ -86,14 +89,33 @@ def expected(run: LastRun) -> tuple[float, str] | None:
         return None
     if same:
         last = same[-1]
-        return last.load + last.work * run.tflop / last.tflop, f"the last such edit here, {last.day}"
+        return last.load + _work(last, run), f"the last such edit here, {last.day}"
     # The latest of those that are nearest in size; of edits much shorter than this one most may not grow with it.
     near = min(reversed(alike), key=lambda other: abs(log(other.tflop / max(run.tflop, 1e-9))))
-    seconds = near.load + near.work * run.tflop / near.tflop
     what = f"the last edit here with this model, at {near.shape}, {near.day}"
     others = [other for other in alike if not 1 / APART < other.tflop / near.tflop < APART]
-    rates = [(other.work - near.work) / (other.tflop - near.tflop) for other in reversed(others)]
+    rates = [(_thinking(other) - _thinking(near)) / (other.tflop - near.tflop) for other in reversed(others)]
     if rates and rates[0] > 0:
-        grown = near.work + rates[0] * (run.tflop - near.tflop)
-        return near.load + max(grown, near.work * min(1.0, run.tflop / near.tflop)), what
-    return seconds, f"{what}, which was so short that this is too long" if run.tflop > FAR * near.tflop else what
+        return near.load + _work(near, run, rates[0]), what
+    far = run.tflop > FAR * near.tflop
+    return near.load + _work(near, run), f"{what}, which was so short that this is too long" if far else what
+
+
+def _work(known: LastRun, run: LastRun, rate: float | None = None) -> float:
+    """Seconds of work that are expected, by those of an edit that is known.
+
+    Args:
+        rate: seconds for each further operation before frames are decoded; None: they grow with the operations.
+    """
+    share = run.tflop / known.tflop
+    thinking = _thinking(known) * share
+    if rate is not None:
+        grown = _thinking(known) + rate * (run.tflop - known.tflop)
+        thinking = max(grown, _thinking(known) * min(1.0, share))
+    # Frames are written at the clip's own size, whatever the model's was.
+    return thinking + known.writing * max(share, run.pixels / known.pixels if known.pixels else 0.0)
+
+
+def _thinking(run: LastRun) -> float:
+    """Seconds of work before frames are decoded and written."""
+    return run.work - run.writing
