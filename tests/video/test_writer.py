@@ -119,7 +119,7 @@ def test_a_folder_is_only_replaced_when_it_holds_frames(tmp_path):
     with pytest.raises(UsageError, match="more than frames"):
         run_through(clip, folder, overwrite=True)
     assert (folder / "thesis.txt").exists()
-    with pytest.raises(UsageError, match="another kind"):
+    with pytest.raises(UsageError, match="is a folder, and a file would be written"):
         (tmp_path / "dir.mp4").mkdir()
         run_through(clip, tmp_path / "dir.mp4", overwrite=True)
 
