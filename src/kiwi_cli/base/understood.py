@@ -90,7 +90,8 @@ def match(instruction: str, sentences: Sentences, kinds: Iterable[str], known: f
         return Match(False, instruction, tuple(texts.values()), other=other if of_other else "", steps=steps)
     found = {kind: nearest(instruction, said, texts[kind])[0] for kind in likely}
     kind = max(likely, key=lambda kind: found[kind])
-    if [one[0] for one in found.values()].count(found[kind][0]) > 1 and found[kind][0] < 1:  # "white balance": which?
+    shared = found[kind][0]
+    if 0 < shared < 1 and [one[0] for one in found.values()].count(shared) > 1:  # "white balance": warmer, or cooler?
         return Match(False, instruction, tuple(texts.values()))
     return Match(True, instruction, tuple(texts.values()), kind, told=_told(instruction, texts[kind]))
 
@@ -107,8 +108,8 @@ def _told(instruction: str, texts: Sequence[str]) -> str:
     """The sentence among them that is as strong, where one is, and nearest."""
     if instruction in texts or not texts:
         return instruction
-    as_strong = [text for text in texts if strength(text) == strength(instruction)]
-    return nearest(instruction, telling(instruction), as_strong or [text for text in texts if not strength(text)])[1]
+    of_strength = [[text for text in texts if strength(text) == how] for how in (strength(instruction), "")]
+    return nearest(instruction, telling(instruction), of_strength[0] or of_strength[1] or texts)[1]
 
 
 def _cover(instruction: str, texts: Sequence[str]) -> float:
