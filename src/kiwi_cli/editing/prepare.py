@@ -6,9 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kiwi_cli.base.events import SILENT, Events
-from kiwi_cli.base.plainly import plainly
-from kiwi_cli.base.sentences import strength
-from kiwi_cli.base.understood import Match
 from kiwi_cli.editing import cache_ratios, paths, references
 from kiwi_cli.editing.checks import check_understood, check_words, length_warnings
 from kiwi_cli.editing.fitting import check_joint, check_room, check_takes
@@ -18,7 +15,7 @@ from kiwi_cli.editing.plan import EditPlan, changes, cost_of, made_for, size_for
 from kiwi_cli.editing.remaking import check_parts, kept_latents, part_notes, with_parts
 from kiwi_cli.editing.request import STEPS, EditRequest
 from kiwi_cli.editing.windowing import most_frames, windows_of
-from kiwi_cli.editing.wording import understood
+from kiwi_cli.editing.wording import meant, understood
 from kiwi_cli.editors.base import Found
 from kiwi_cli.editors.registry import check_used, kind_of
 from kiwi_cli.errors import UsageError
@@ -153,19 +150,6 @@ def _in_windows(plan: EditPlan, events: Events) -> EditPlan:
     return plan
 
 
-def _meant(plan: EditPlan, found: Match) -> str:
-    """As which kind of edit the instruction is understood, and what the model is given for it."""
-    request, kind = plan.request, found.kind.replace("-", " ")
-    if request.raw and request.prompt not in plan.settings.understands[found.kind]:
-        none = f"'{request.prompt}' is none of the sentences that the model was trained with"
-        return f"{none}, though it seems to mean {kind}: another edit may come"
-    words, asked = plan.told(request), plainly(request.instruction)
-    only = ", which it knows in one strength only" if strength(asked) not in ("", strength(words)) else ""
-    left = ", without what --task adds" if request.task and not request.raw else ""
-    given = f', and given to the model as "{words}"{left}' if words != request.prompt else ""
-    return f"understood as: {kind}{only}{given}"
-
-
 def _notices(plan: EditPlan, of_references: tuple[str, ...]) -> list[str]:
     """What is not as the clip was or as was asked for, in words."""
     notices = [*plan.clip.notices, *plan.span.notices, *of_references, *changes(plan), *part_notes(plan)]
@@ -177,7 +161,7 @@ def _notices(plan: EditPlan, of_references: tuple[str, ...]) -> list[str]:
         notices += cache_ratios.for_request(plan.request, plan.model, plan.steps)[1]
     found = understood(plan.request, plan.settings)
     if found is not None and found.understood:
-        notices.append(_meant(plan, found))
+        notices.append(meant(plan.request, plan.settings, found))
     elif plan.settings.offers:
         notices.append(f"the model was trained for no more than: {plan.settings.good_for}")
     notices += open_output(plan, plan.output).notices

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kiwi_cli.base.plainly import plainly
+from kiwi_cli.base.sentences import strength
 from kiwi_cli.base.understood import KNOWN, SHOWN, Match, match
 
 if TYPE_CHECKING:
@@ -33,3 +34,17 @@ def told(request: EditRequest, settings: ModelSettings) -> str:
         return request.prompt
     found = understood(request, settings)
     return found.told if found is not None and found.understood else plainly(request.prompt)
+
+
+def meant(request: EditRequest, settings: ModelSettings, found: Match) -> str:
+    """As which kind of edit an instruction is understood, and what the model is given for it, in words."""
+    kind = found.kind.replace("-", " ")
+    if request.raw and request.prompt not in settings.understands[found.kind]:
+        none = f"'{request.prompt}' is none of the sentences that the model was trained with"
+        return f"{none}, though it seems to mean {kind}: another edit may come"
+    words = told(request, settings)
+    asked = strength(plainly(request.instruction))
+    only = ", which it knows in one strength only" if asked not in ("", strength(words)) else ""
+    left = ", without what --task adds" if request.task and not request.raw else ""
+    given = f', and given to the model as "{words}"{left}' if words != request.prompt else ""
+    return f"understood as: {kind}{only}{given}"

@@ -112,7 +112,7 @@ def _work(known: LastRun, run: LastRun, rate: float | None = None) -> float:
     if rate is not None:
         grown = _thinking(known) + rate * (run.tflop - known.tflop)
         thinking = max(grown, _thinking(known) * min(1.0, share))
-    # Frames are written at the clip's own size, whatever the model's was.
+    # Frames are decoded at the model's size and written at the clip's own: what grew more counts.
     return thinking + known.writing * max(share, run.pixels / known.pixels if known.pixels else 0.0)
 
 
