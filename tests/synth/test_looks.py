@@ -164,16 +164,23 @@ def test_things_lie_on_natural_grounds_where_an_edit_is_about_things() -> None:
         assert np.array_equal(row.edit.target[outside], row.scene.source[outside])
 
 
+def _is_of(text: str, template: str) -> bool:
+    """Whether a model is trained with that sentence of a look: the template, with words of strength and a colour."""
+    usual = {"how": "", "more": "", "so": ""}
+    every = [{slot: word} for slots in STRENGTHS.values() for slot, words in slots.items() for word in words]
+    return any(fill(template, usual | slot | {"colour": colour}) == text for slot in every for colour in TINTS)
+
+
 def test_a_checkpoint_holds_sentences_of_looks_not_templates() -> None:
     """A slot in a sentence would make its other words alone an instruction that is understood ("make it {how}red")."""
     known = seen_wordings()
     assert list(known) == list(EVERY_KIND) and all(known[kind] == list(WORDINGS[kind].seen) for kind in KINDS)
     for kind in LOOK_KINDS:
         plain = known[kind][: len(WORDINGS[kind].seen)]
-        strengths = {strength_of(text) for text in known[kind][len(plain) :]}
-        assert not any(map(strength_of, plain)) and strengths == (
-            {"slight", "strong"} if kind != "two-looks" else set()
-        )
+        stronger = known[kind][len(plain) :]
+        assert not any(map(strength_of, plain)) and len(plain) == len(WORDINGS[kind].seen)
+        assert {strength_of(text) for text in stronger} == ({"slight", "strong"} if kind != "two-looks" else set())
+        assert all(any(_is_of(text, template) for template in WORDINGS[kind].seen) for text in stronger)
         assert not any("{" in text or "  " in text for text in known[kind])
     assert all(any(colour in text for text in known["tint"]) for colour in TINTS)
     assert all(any(name in text for text in known["two-looks"]) for name in ADJECTIVES.values())
